@@ -1,0 +1,26 @@
+"""DirectCLR on scikit-learn's handwritten digits: nothing to download.
+
+Command:  python -m dcjax.main --config=configs/quickstart.py
+"""
+
+from configs import common
+
+
+def get_config():
+    config = common.recipe()
+    config.batch_size = 128
+    config.total_steps = 250
+    config.log_every_steps = 25
+    config.checkpoint_every_steps = 125
+    config.model.update({"name": "resnet18", "width": 0.125, "stem": "small"})
+    config.projector.d0 = 16
+    config.optimizer.learning_rate = 1.5
+    config.optimizer.warmup_steps = 40
+    config.data.update({"name": "digits", "train_split": "train", "test_split": "test"})
+    config.data.update({"image_size": 16, "stored_size": 8, "threads": 1})
+    # A digit keeps its meaning under brightness and contrast, not when mirrored; it has no colour and no texture to
+    # blur.
+    config.augment.update({"crop_scale": (0.4, 1.0), "flip": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0})
+    config.augment.update({"blur": (0.0, 0.0), "solarize": (0.0, 0.0), "mean": (0.305,) * 3, "std": (0.376,) * 3})
+    config.probe.update({"after_training": True, "cached": True, "labels_per_class": 10})
+    return config

@@ -1,0 +1,274 @@
+"""Augmentation on the device: the two asymmetric views of the paper, as pure functions of (images, key, position).
+
+Every number that an example's view needs is drawn in one call from a key that depends on the seed, the example's
+position in the global stream and the view, so the draws are the same bits on any number of devices and processes. The
+functions are meant to be called under `jax.jit`, with `size` and `settings` static.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+
+from dcjax.data import image_ops
+from dcjax.errors import SettingError
+
+# Where each number stands among the uniform numbers of one view. Changing this table changes every draw of every run.
+CROP = slice(0, 2 * image_ops.ATTEMPTS + 2)  # areas, ratios, top, left
+FLIP = 22
+JITTER = 23
+JITTER_DRAWS = slice(24, 32)  # strength of the four colour operations, then their order
+GRAYSCALE = 32
+BLUR = 33
+SIGMA = 34
+SOLARIZE = 35
+DRAWS = 36
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Settings of the two views; hashable, so that it can be a static argument of `jax.jit`.
+
+    Arguments:
+        crop_scale, crop_ratio: smallest and largest area (share of the image) and aspect ratio (width / height) of
+            the crop.
+        flip, jitter, grayscale: probabilities, equal in both views.
+        brightness, contrast, saturation: strength `b`; the factor is drawn from U[max(0, 1 - b), 1 + b].
+        hue: strength `h`; the shift is drawn from U[-h, h], in turns of the colour circle.
+        blur, solarize: probabilities in view 1 and in view 2.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels.
+        mean, std: per channel, of the normalisation.
+
+    An operation whose probability or strength is 0 is not traced at all. Sequences become tuples of floats.
+
+    Raises:
+        SettingError: a value out of its range; the message names `augment.<field>`.
+
+    Source: section 4 of the paper; the two-view protocol of BYOL (Grill et al., 2020) and Barlow Twins (Zbontar et
+    al., 2021).
+    """
+
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    flip: float
+    jitter: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    grayscale: float
+    blur: tuple[float, float]
+    blur_sigma: tuple[float, float]
+    solarize: tuple[float, float]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("crop_scale", "crop_ratio", "blur", "blur_sigma", "solarize"):
+            self._set(name, _floats(name, getattr(self, name), 2))
+        for name in ("mean", "std"):
+            self._set(name, _floats(name, getattr(self, name), 3))
+        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale"):
+            self._set(name, _floats(name, [getattr(self, name)], 1)[0])
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            _require(all(0 <= p <= 1 for p in values), name, value, "a probability lies in [0, 1]")
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a finite number of at least 0")
+        _require(0 <= self.hue <= 0.5, "hue", self.hue, "a hue shift lies in [0, 0.5]")
+        low, high = self.crop_scale
+        _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "(low, high) with 0 < low <= high <= 1")
+        for name in ("crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            _require(0 < low <= high < math.inf, name, (low, high), "(low, high) with 0 < low <= high")
+        _require(all(map(math.isfinite, self.mean)), "mean", self.mean, "three finite numbers")
+        _require(all(0 < s < math.inf for s in self.std), "std", self.std, "three numbers above 0")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the dataclass is frozen
+
+
+def _floats(name: str, value: Any, count: int) -> tuple[float, ...]:
+    try:
+        values = tuple(float(v) for v in value)
+    except (TypeError, ValueError):
+        values = ()
+    _require(len(values) == count, name, value, "a number" if count == 1 else f"{count} numbers")
+    return values
+
+
+def _require(condition: bool, name: str, value: Any, right: str) -> None:
+    if not condition:
+        raise SettingError(f"augment.{name}: found {value!r}, expected {right}")
+
+
+# Views of a batch.
+
+
+def two_views(
+    images: UInt8[Array, "n s s 3"] | UInt8[Array, "n 2 size size 3"],
+    seed_key: PRNGKeyArray,
+    positions: Int[Array, "n"],
+    *,
+    size: int,
+    settings: Augmentation,
+) -> tuple[Float[Array, "n size size 3"], Float[Array, "n size size 3"]]:
+    """Two augmented, normalised views of every image.
+
+    Arguments:
+        images: `[n, s, s, 3]` uint8, cropped here, or `[n, 2, size, size, 3]` uint8, one crop per view made on the
+            host.
+        seed_key: the key of the run.
+        positions: `[n]`, each example's position in the global stream.
+        size: side of the views in pixels.
+        settings: the augmentation.
+
+    Returns:
+        `(x, x_prime)`, each `[n, size, size, 3]` float32. Crop, flip, colour jitter, grayscale, blur, solarize and
+        normalisation are applied in this order, with the draws of `view_draws(seed_key, position, view)`.
+
+    Raises:
+        ValueError: images or positions of another dtype or shape.
+        SettingError: a blur too wide for the size.
+
+    Source: section 4 of the paper.
+    """
+    cropped = images.ndim == 5
+    _check(images, positions, size if cropped else None, views=2 if cropped else None)
+    radius = _radius(settings)
+    if max(settings.blur) > 0 and radius >= size:
+        right = f"at most {(size - 1) // 3}: the blur reaches {radius} pixels, and that must stay below the size {size}"
+        raise SettingError(f"augment.blur_sigma: found {settings.blur_sigma}, expected {right}")
+    x, x_prime = (
+        _views(images[:, view] if cropped else images, seed_key, positions, view, size, settings, cropped, colour=True)
+        for view in (0, 1)
+    )
+    return x, x_prime
+
+
+def one_view(
+    images: UInt8[Array, "n s s 3"],
+    seed_key: PRNGKeyArray,
+    positions: Int[Array, "n"],
+    *,
+    size: int,
+    settings: Augmentation,
+    cropped: bool,
+) -> Float[Array, "n size size 3"]:
+    """One view for the linear probe: random resized crop, flip and normalisation, without any change of colour.
+
+    Arguments:
+        images: `[n, s, s, 3]` uint8; with `cropped`, `[n, size, size, 3]` crops that the host made.
+        seed_key: the key of the run.
+        positions: `[n]`, each example's position in the global stream.
+        size: side of the view in pixels.
+        settings: the augmentation; only crop, flip, mean and std are used.
+        cropped: whether the host has cropped already.
+
+    Returns:
+        `[n, size, size, 3]` float32.
+
+    Raises:
+        ValueError: images of another dtype or shape.
+    """
+    _check(images, positions, size if cropped else None)
+    return _views(images, seed_key, positions, 0, size, settings, cropped, colour=False)
+
+
+def normalize(
+    images: UInt8[Array, "n s s 3"], *, size: int, mean: Sequence[float], std: Sequence[float]
+) -> Float[Array, "n size size 3"]:
+    """Images for evaluation: resized if they must be, then normalised.
+
+    Arguments:
+        images: `[n, s, s, 3]` uint8.
+        size: side of the result in pixels; another `s` is resized by the resampler of the training crops.
+        mean, std: per channel.
+
+    Returns:
+        `[n, size, size, 3]` float32.
+
+    Raises:
+        ValueError: images of another dtype or shape.
+    """
+    _check(images, None, None)
+    height, width = images.shape[1:3]
+    x = images.astype(jnp.float32) / 255
+    if (height, width) != (size, size):
+        box = jnp.asarray((0, 0, height, width), jnp.int32)
+        x = jax.vmap(lambda image: image_ops.resized_crop(image, box, size=size))(x)
+    return jax.vmap(lambda image: _standardize(image, mean, std))(x)
+
+
+def view_draws(seed_key: PRNGKeyArray, position: Int[Array, ""] | int, view: int) -> Float[Array, "draws"]:
+    """All uniform numbers of one view of one example, `[DRAWS]` in [0, 1).
+
+    The key is `fold_in(fold_in(seed_key, position), view)`: nothing else, such as the place in the batch, enters. One
+    call for all numbers costs a single hash per example, and an operation that is switched off does not move
+    another's draws.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(seed_key, position), view)
+    return jax.random.uniform(key, (DRAWS,), jnp.float32)
+
+
+def _views(images, seed_key, positions, view, size, settings: Augmentation, cropped, colour):
+    def one(image: Array, position: Array) -> Array:
+        u = view_draws(seed_key, position, view)
+        x = image.astype(jnp.float32) / 255
+        if not cropped:
+            height, width = image.shape[:2]
+            scale, ratio = settings.crop_scale, settings.crop_ratio
+            box = image_ops.crop_box(u[CROP], height=height, width=width, scale=scale, ratio=ratio)
+            x = image_ops.resized_crop(x, box, size=size)
+        if settings.flip > 0:
+            x = jnp.where(u[FLIP] < settings.flip, image_ops.flip(x), x)
+        if colour:
+            x = _recolour(x, u, view, settings)
+        return _standardize(x, settings.mean, settings.std)
+
+    return jax.vmap(one)(images, positions)
+
+
+def _recolour(x: Array, u: Array, view: int, settings: Augmentation) -> Array:
+    s = settings
+    if s.jitter > 0 and max(s.brightness, s.contrast, s.saturation, s.hue) > 0:
+        jittered = image_ops.color_jitter(
+            x, u[JITTER_DRAWS], brightness=s.brightness, contrast=s.contrast, saturation=s.saturation, hue=s.hue
+        )
+        x = jnp.where(u[JITTER] < s.jitter, jittered, x)
+    if s.grayscale > 0:
+        x = jnp.where(u[GRAYSCALE] < s.grayscale, image_ops.grayscale(x), x)
+    if s.blur[view] > 0:
+        low, high = s.blur_sigma
+        blurred = image_ops.gaussian_blur(x, low + (high - low) * u[SIGMA], radius=_radius(settings))
+        x = jnp.where(u[BLUR] < s.blur[view], blurred, x)
+    if s.solarize[view] > 0:
+        x = jnp.where(u[SOLARIZE] < s.solarize[view], image_ops.solarize(x), x)
+    return x
+
+
+def _radius(settings: Augmentation) -> int:
+    # Three standard deviations hold 99.7 % of the kernel. The number of taps has to be static, so it is that of the
+    # largest sigma; for a smaller one the outer taps vanish by themselves.
+    return math.ceil(3 * settings.blur_sigma[1])
+
+
+def _standardize(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    centre = jnp.asarray(mean, jnp.float32).reshape(1, 1, 3)
+    return (image - centre) / jnp.asarray(std, jnp.float32).reshape(1, 1, 3)
+
+
+def _check(images: Array, positions: Array | None, size: int | None, views: int | None = None) -> None:
+    """Before anything is compiled: `[n, s, s, 3]` for any s, or the given size and number of views."""
+    side = images.shape[-2:-1] if size is None else (size,)
+    wanted = (*images.shape[:1], *((views,) if views else ()), *side, *side, 3)
+    if images.dtype != jnp.uint8 or images.shape != wanted:
+        shape = ", ".join(["n", *([str(views)] if views else []), *([str(size)] * 2 if size else ["s", "s"]), "3"])
+        raise ValueError(f"images: found {images.dtype} {list(images.shape)}, expected uint8 [{shape}]")
+    if positions is not None and positions.shape != images.shape[:1]:
+        raise ValueError(f"positions: found shape {list(positions.shape)}, expected [{images.shape[0]}], one per image")

@@ -1,0 +1,250 @@
+"""Operations on one float image `[h, w, 3]` with colours in [0, 1], pure JAX; `dcjax.data.augment` composes them.
+
+The formulas are torchvision's, the resampler's are PIL's: a recipe means what it means there. Nothing is rounded back
+to 8 bits between two operations: that rounding belongs to an image library's storage and would only quantise the
+views.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+ATTEMPTS = 10
+
+Image = Float[Array, "h w 3"]
+Scalar = Float[Array, ""] | float
+
+
+# Geometry of one image.
+
+
+def flip(image: Image) -> Image:
+    """Mirror image, left to right; `[h, w, 3]` to `[h, w, 3]`."""
+    return image[:, ::-1]
+
+
+def crop_box(
+    u: Float[Array, "draws"], *, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Int[Array, "4"]:
+    """Box `(top, left, h, w)` of a random resized crop, in whole pixels.
+
+    Ten attempts draw an area (share of the image, uniform in `scale`) and an aspect ratio (log-uniform in `ratio`);
+    the first box that fits gets a uniform place. If none fits: the largest central box whose ratio lies in `ratio`.
+
+    Arguments:
+        u: `[2 * ATTEMPTS + 2]` uniform numbers: areas, ratios, top, left.
+        height, width: of the image.
+        scale, ratio: (low, high) of the area and of the ratio width / height.
+
+    Source: torchvision's `RandomResizedCrop.get_params`.
+    """
+    areas = height * width * (scale[0] + (scale[1] - scale[0]) * u[:ATTEMPTS])
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    ratios = jnp.exp(low + (high - low) * u[ATTEMPTS : 2 * ATTEMPTS])
+    ws = jnp.round(jnp.sqrt(areas * ratios)).astype(jnp.int32)
+    hs = jnp.round(jnp.sqrt(areas / ratios)).astype(jnp.int32)
+    fits = (ws > 0) & (ws <= width) & (hs > 0) & (hs <= height)
+    first = jnp.argmax(fits)
+    h = hs[first]
+    w = ws[first]
+    # u < 1 in float32 keeps the product below the number of places.
+    top = jnp.floor(u[2 * ATTEMPTS] * (height - h + 1).astype(jnp.float32)).astype(jnp.int32)
+    left = jnp.floor(u[2 * ATTEMPTS + 1] * (width - w + 1).astype(jnp.float32)).astype(jnp.int32)
+    return jnp.where(fits[first], jnp.stack([top, left, h, w]), _central_box(height, width, ratio))
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Array:
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return jnp.asarray(((height - h) // 2, (width - w) // 2, h, w), jnp.int32)
+
+
+def resized_crop(image: Image, box: Int[Array, "4"], *, size: int) -> Float[Array, "size size 3"]:
+    """The box of the image, resized to `[size, size, 3]` by antialiased bicubic interpolation and clipped to [0, 1].
+
+    Arguments:
+        image: `[h, w, 3]` in [0, 1].
+        box: `(top, left, h, w)` in pixels.
+        size: side of the result.
+
+    Source: Keys (1981) with a = -0.5, the kernel of PIL's and torchvision's bicubic resize of the cropped image.
+    """
+    top, left, h, w = box
+    rows = _bicubic(top, h, image.shape[0], size)
+    columns = _bicubic(left, w, image.shape[1], size)
+    return jnp.clip(_separable(rows, columns, image), 0.0, 1.0)  # bicubic overshoots at edges
+
+
+def _bicubic(start: Array, extent: Array, inputs: int, outputs: int) -> Array:
+    """Weights `[outputs, inputs]` of one axis. Pixels outside the crop weigh 0, so that the shape stays static."""
+    # Distance of pixel centre i + 1/2 from output centre (o + 1/2) * extent / outputs, in units of an input pixel when
+    # enlarging and of an output pixel when shrinking: the kernel widens to the pixels that one output stands for. Two
+    # float32 centres would lose the digits that their difference needs; the integers lose none.
+    pixels = jnp.arange(inputs, dtype=jnp.int32)[None, :] - start
+    distance = (2 * pixels + 1) * outputs - (2 * jnp.arange(outputs, dtype=jnp.int32)[:, None] + 1) * extent
+    x = jnp.abs(distance).astype(jnp.float32) / (2 * jnp.maximum(extent, outputs)).astype(jnp.float32)
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    kernel = jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+    kernel = jnp.where((pixels >= 0) & (pixels < extent), kernel, 0.0)
+    return kernel / jnp.sum(kernel, axis=1, keepdims=True)
+
+
+def _separable(rows: Array, columns: Array, image: Array) -> Array:
+    # The default precision of a matrix product is TF32 on GPU and bfloat16 on TPU, which is coarser than 8-bit pixels.
+    precision = jax.lax.Precision.HIGHEST
+    image = jnp.einsum("oh,hwc->owc", rows, image, precision=precision)
+    return jnp.einsum("pw,owc->opc", columns, image, precision=precision)
+
+
+def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
+    """Gaussian blur with `2 * radius + 1` normalised taps and reflected borders (the edge pixel is not repeated).
+
+    Arguments:
+        image: `[h, w, 3]`.
+        sigma: standard deviation in pixels.
+        radius: taps on either side; static, and below both sides of the image.
+
+    Raises:
+        ValueError: an image too small to be reflected.
+
+    Source: torchvision's `gaussian_blur`.
+    """
+    height, width = image.shape[:2]
+    if radius >= min(height, width):
+        raise ValueError(f"image: found {height} x {width}, expected more than {radius} pixels a side to blur it")
+    return _separable(_gaussian(sigma, radius, height), _gaussian(sigma, radius, width), image)
+
+
+def _gaussian(sigma: Scalar, radius: int, size: int) -> Array:
+    """Weights `[size, size]` of one axis, reflected borders included."""
+    # As a matrix product the blur runs at the device's full rate, and XLA keeps it apart from what comes before: a sum
+    # of shifted images gets fused with the colour operations and repeats them for every tap.
+    pixels = jnp.arange(size, dtype=jnp.int32)
+    outputs, inputs = pixels[:, None], pixels[None, :]
+
+    def taps(distance: Array) -> Array:
+        weights = jnp.exp(-0.5 * (distance.astype(jnp.float32) / sigma) ** 2)
+        return jnp.where(jnp.abs(distance) <= radius, weights, 0.0)
+
+    # Pixel i also stands at -i and at 2 (size - 1) - i, except that an edge pixel is its own mirror image there.
+    kernel = taps(inputs - outputs)
+    kernel += jnp.where(inputs > 0, taps(inputs + outputs), 0.0)
+    kernel += jnp.where(inputs < size - 1, taps(2 * (size - 1) - inputs - outputs), 0.0)
+    return kernel / jnp.sum(kernel, axis=1, keepdims=True)
+
+
+# Colour of one image.
+
+
+def luminance(image: Image) -> Float[Array, "h w 1"]:
+    """Grey value of every pixel, `[h, w, 1]`; the weights are those of ITU-R BT.601, as torchvision rounds them."""
+    return 0.2989 * image[:, :, 0:1] + 0.587 * image[:, :, 1:2] + 0.114 * image[:, :, 2:3]
+
+
+def grayscale(image: Image) -> Image:
+    """The grey image, `[h, w, 3]` with three equal channels."""
+    return jnp.broadcast_to(luminance(image), image.shape)
+
+
+def adjust_brightness(image: Image, factor: Scalar) -> Image:
+    """Every colour times `factor`, clipped to [0, 1]. Source: torchvision's `adjust_brightness`."""
+    return _blend(image, jnp.zeros_like(image), factor)
+
+
+def adjust_contrast(image: Image, factor: Scalar) -> Image:
+    """Distance to the image's mean grey value times `factor`, clipped. Source: torchvision's `adjust_contrast`."""
+    return _blend(image, jnp.mean(luminance(image), keepdims=True), factor)
+
+
+def adjust_saturation(image: Image, factor: Scalar) -> Image:
+    """Distance to each pixel's grey value times `factor`, clipped. Source: torchvision's `adjust_saturation`."""
+    return _blend(image, luminance(image), factor)
+
+
+def _blend(image: Array, other: Array, factor: Scalar) -> Array:
+    return jnp.clip(factor * image + (1 - factor) * other, 0.0, 1.0)
+
+
+def adjust_hue(image: Image, shift: Scalar) -> Image:
+    """Hue turned by `shift` turns of the colour circle, saturation and value (HSV) kept.
+
+    The largest channel and the chroma do not change with the hue, so the way back from HSV needs no saturation: each
+    channel is a piecewise linear function of the hue between the smallest and the largest one. Equal to torchvision's
+    `adjust_hue`.
+    """
+    r, g, b = image[:, :, 0], image[:, :, 1], image[:, :, 2]
+    value = jnp.maximum(jnp.maximum(r, g), b)
+    chroma = value - jnp.minimum(jnp.minimum(r, g), b)
+    inverse = 1.0 / jnp.maximum(chroma, 1e-6)  # below that the pixel is grey, whatever its hue
+    # Which channel is largest is asked by order, never by `value == r`: XLA may compute a colour twice, fused in two
+    # ways, and then no channel equals the maximum. A wrong answer between two nearly equal channels gives the same hue.
+    red = (g - b) * inverse
+    green = 2.0 + (b - r) * inverse
+    blue = 4.0 + (r - g) * inverse
+    sextant = jnp.where((r >= g) & (r >= b), red, jnp.where(g >= b, green, blue))
+
+    def channel(offset: float) -> Array:
+        k = sextant + (6.0 * shift + offset)
+        k = k - 6.0 * jnp.floor(k / 6.0)
+        return value - chroma * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
+
+    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
+
+
+def color_jitter(
+    image: Image, u: Float[Array, "8"], *, brightness: float, contrast: float, saturation: float, hue: float
+) -> Image:
+    """Brightness, contrast, saturation and hue, each by a random amount, in a uniformly random order.
+
+    Arguments:
+        image: `[h, w, 3]` in [0, 1].
+        u: `[8]` uniform numbers: four amounts, then four whose order is the order of the operations.
+        brightness, contrast, saturation: static strength `b`; the factor is U[max(0, 1 - b), 1 + b]; 0 leaves it out.
+        hue: static strength `h`; the shift is U[-h, h] turns; 0 leaves it out.
+
+    Source: torchvision's `ColorJitter`.
+    """
+    shift = hue * (2 * u[3] - 1)
+    strengths = (brightness, contrast, saturation)
+    active = [op for op in range(3) if strengths[op] > 0]
+    if not active:
+        return adjust_hue(image, shift) if hue > 0 else image
+    # Under `vmap` a branch costs all its sides, and four places times four operations would be sixteen passes.
+    # Brightness, contrast and saturation differ only in what the image is blended with, so one blend serves all
+    # three; a factor of 1 leaves the image as it is. Hue, the dear one, is computed once, between the blends due
+    # before it and those due after.
+    times = u[jnp.asarray([4 + op for op in active])]
+    order = jnp.argsort(times)
+    ops = jnp.asarray(active)[order]
+    factors = jnp.stack([_factor(strengths[op], u[op]) for op in active])[order]
+
+    def blends(image: Array, factors: Array) -> Array:
+        for place in range(len(active)):
+            grey = luminance(image)
+            other = jnp.where(ops[place] == 2, grey, 0.0)
+            if contrast > 0:
+                other = jnp.where(ops[place] == 1, jnp.mean(grey, keepdims=True), other)
+            image = _blend(image, other, factors[place])
+        return image
+
+    if hue == 0:
+        return blends(image, factors)
+    early = times[order] < u[7]
+    image = adjust_hue(blends(image, jnp.where(early, factors, 1.0)), shift)
+    return blends(image, jnp.where(early, 1.0, factors))
+
+
+def _factor(strength: float, u: Array) -> Array:
+    low = max(0.0, 1.0 - strength)
+    return low + (1.0 + strength - low) * u
+
+
+def solarize(image: Image) -> Image:
+    """Colours of 0.5 and above inverted. Source: torchvision's `solarize` at threshold 0.5."""
+    return jnp.where(image >= 0.5, 1.0 - image, image)

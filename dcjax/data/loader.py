@@ -1,0 +1,319 @@
+"""Batches of host arrays: an endless shuffled stream to train on, and one exact pass to evaluate on."""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+
+from dcjax.data import crops
+from dcjax.data.sources import Source
+from dcjax.errors import SettingError
+
+# Every reader thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
+cv2.setNumThreads(0)
+
+Batch = dict[str, np.ndarray]
+
+KEEP_BYTES = 2 * 10**9
+CHUNK = 64
+
+
+class TrainLoader:
+    """An endless iterator over one process's share of the global batches; its whole state is the global step.
+
+    Made by `train_loader`. `step` is the number of the batch that comes next.
+    """
+
+    def __init__(self, chunks: Any, per_batch: int):
+        self._chunks = chunks
+        self._per_batch = per_batch
+        self.step = 0
+
+    def __iter__(self) -> "TrainLoader":
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            parts = [next(self._chunks) for _ in range(self._per_batch)]
+        except BaseException:
+            # What was read ahead no longer fits the step: the next call starts again at this batch.
+            self.seek(self.step)
+            raise
+        self.step += 1
+        return parts[0].arrays  # the chunks' common batch
+
+    def seek(self, step: int) -> None:
+        """Go to a place in the stream.
+
+        Args:
+            step: the global batch, from 0, that the next call to `next` returns.
+        """
+        self._chunks.set_state({"next_index": step * self._per_batch})
+        self.step = step
+
+    def close(self) -> None:
+        """Stop reading ahead; the loader cannot be used afterwards."""
+        self._chunks.close()
+
+
+def train_loader(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    size: int,
+    stored_size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    views: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int,
+    prefetch: int,
+) -> TrainLoader:
+    """Endless shuffled batches: every image once per epoch, in an order that depends on the seed and the epoch alone.
+
+    The global batch `k` is the positions `[k * batch_size, (k + 1) * batch_size)` of one stream, whatever the number of
+    processes; process `p` of `n` gets the positions that are `p` modulo `n`.
+
+    Args:
+        source: the images.
+        batch_size: the global batch.
+        seed: seed of the order and of the crops.
+        size: side of a crop in pixels.
+        stored_size: side that every image has, where images are passed whole and cropped on the device; 0 to crop here.
+        scale: smallest and largest area of a crop, as a fraction of the image's.
+        ratio: smallest and largest width / height of a crop.
+        views: crops per image, 1 or 2.
+        process_index: this process.
+        process_count: number of processes that share a batch.
+        threads: reader threads.
+        prefetch: batches to read ahead; the host memory that the loader takes is this times a batch.
+
+    Returns:
+        An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
+        one crop of s = `size`) or `[b, 2, size, size, 3]` (two crops); "label" int32 `[b]`, -1 where there is none;
+        "position" uint32 `[b]`, the position in the stream modulo 2**32, from which the device derives its draws.
+
+    Raises:
+        SettingError: `batch_size` is not positive or not a multiple of `process_count`. While iterating: an image
+            cannot be read, or has not the stored size.
+    """
+    if views not in (1, 2):
+        raise ValueError(f"views = {views}: must be 1 or 2")
+    share = _share(batch_size, process_count)
+    chunk = _chunk(share)
+    read = _reader(source, stored_size)
+    crop = crops.two_crops if views == 2 else crops.one_crop
+    image_shape = (stored_size, stored_size, 3) if stored_size else (*((2,) if views == 2 else ()), size, size, 3)
+    assembly = _Assembly(
+        {"image": (image_shape, np.uint8), "label": ((), np.int32), "position": ((), np.uint32)}, share
+    )
+
+    def load(item: tuple[np.ndarray, np.ndarray]) -> _Shared:
+        indices, positions = item
+        batch, offset = divmod(int(positions[0]), batch_size)
+        shared, place = assembly.open(batch, offset // process_count, chunk)
+        place["position"][:] = positions % 2**32
+        if stored_size:
+            place["image"][:], place["label"][:] = read(indices)
+        else:
+            for j, (i, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
+                image, place["label"][j] = source[i]
+                place["image"][j] = crop(image, seed=seed, position=position, size=size, scale=scale, ratio=ratio)
+        return shared
+
+    import grain  # imports JAX, which who only opens a source need not wait for
+
+    # The transformations handle bare indices; images appear in `load`. Grain adds the epoch to the seed it shuffles
+    # with: hashed first, or seed 1 would begin with the second epoch of seed 0.
+    order = grain.MapDataset.range(len(source)).shuffle(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
+    stream = order.repeat().map_with_index(lambda position, i: (i, position))[process_index::process_count]
+    chunks = stream.batch(chunk, drop_remainder=True).map(load)
+    return TrainLoader(_start(chunks, threads=threads, ahead=prefetch * (share // chunk)), share // chunk)
+
+
+def eval_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    size: int,
+    stored_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int,
+) -> Iterator[Batch]:
+    """Every image once, in order, in batches of a constant size; the last is filled up with rows that a mask marks.
+
+    Every process gets the same number of batches, and its share of a global batch is one run of consecutive images.
+
+    Args:
+        source: the images.
+        batch_size: the global batch.
+        size: side of the centre crop in pixels.
+        stored_size: side that every image has, where images are passed whole; 0 to crop.
+        process_index: this process.
+        process_count: number of processes that share a batch.
+        threads: reader threads.
+
+    Returns:
+        An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
+        `size`), "label" int32 `[b]`, "index" int64 `[b]` into the source, "mask" bool `[b]`. Where the mask is false,
+        the image is black and label and index are -1.
+
+    Raises:
+        SettingError: as `train_loader`.
+    """
+    share = _share(batch_size, process_count)
+    chunk = _chunk(share)
+    per_batch = share // chunk
+    read = _reader(source, stored_size)
+    image_shape = (stored_size or size, stored_size or size, 3)
+    arrays = {
+        "image": (image_shape, np.uint8),
+        "label": ((), np.int32),
+        "index": ((), np.int64),
+        "mask": ((), np.bool_),
+    }
+    assembly = _Assembly(arrays, share)
+
+    def load(number: int) -> _Shared:
+        batch, part = divmod(number, per_batch)
+        shared, place = assembly.open(batch, part * chunk, chunk)
+        first = batch * batch_size + process_index * share + part * chunk
+        count = min(max(len(source) - first, 0), chunk)
+        indices = np.arange(first, first + count)
+        for key, padding in {"image": 0, "label": -1, "index": -1, "mask": False}.items():
+            place[key][count:] = padding
+        place["index"][:count] = indices
+        place["mask"][:count] = True
+        if stored_size:
+            place["image"][:count], place["label"][:count] = read(indices)
+        else:
+            for j, i in enumerate(indices.tolist()):
+                image, place["label"][j] = source[i]
+                place["image"][j] = crops.center_crop(image, size)
+        return shared
+
+    batches = -(-len(source) // batch_size)
+
+    def iterate() -> Iterator[Batch]:
+        import grain
+
+        numbers = grain.MapDataset.range(batches * per_batch)
+        chunks = _start(numbers.map(load), threads=threads, ahead=2 * per_batch)
+        try:
+            for _ in range(batches):
+                shared, *_ = [next(chunks) for _ in range(per_batch)]
+                yield shared.arrays
+        finally:
+            chunks.close()
+
+    return iterate()
+
+
+def _start(chunks: Any, *, threads: int, ahead: int) -> Any:
+    """Grain's iterator over chunks of a batch, read by threads."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
+    return iter(chunks.to_iter_dataset(options))
+
+
+def _share(batch_size: int, process_count: int) -> int:
+    """The part of a global batch that one process loads."""
+    if batch_size < 1:
+        raise SettingError(f"batch_size = {batch_size}: must be at least 1")
+    if batch_size % process_count:
+        raise SettingError(
+            f"batch_size = {batch_size}: must be a multiple of the number of processes, which is {process_count}"
+        )
+    return batch_size // process_count
+
+
+def _chunk(share: int) -> int:
+    """Images that one thread reads at a time: several threads work on a batch of large images, and none on few."""
+    divisors = [d for d in range(CHUNK // 8, CHUNK + 1) if share % d == 0]
+    return max(divisors, default=share)
+
+
+class _Shared:
+    """The arrays of one batch, which several threads fill."""
+
+    def __init__(self, arrays: Batch):
+        self.arrays = arrays
+
+
+class _Assembly:
+    """Batches that are being read, each chunk into its place: to join chunks later costs a fifth of the reading.
+
+    A batch is known here for as long as a reader or the result of one refers to it, so what is read ahead and then
+    dropped by a seek leaves nothing behind, and every chunk of a batch that is delivered went into the same arrays.
+    """
+
+    def __init__(self, arrays: dict[str, tuple[tuple[int, ...], type]], rows: int):
+        self._arrays = arrays
+        self._rows = rows
+        self._open: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
+        self._lock = threading.Lock()
+
+    def open(self, batch: int, start: int, count: int) -> tuple[_Shared, Batch]:
+        """A batch, and the views of `count` of its rows."""
+        with self._lock:
+            shared = self._open.get(batch)
+            if shared is None:
+                shared = _Shared({k: np.empty((self._rows, *shape), kind) for k, (shape, kind) in self._arrays.items()})
+                self._open[batch] = shared
+        return shared, {key: array[start : start + count] for key, array in shared.arrays.items()}
+
+
+class _Kept:
+    """The decoded images of a source of one size, filled as they are first read."""
+
+    def __init__(self, count: int, side: int):
+        # Memory that is not touched is not taken: a run that stops in its first epoch holds what it has read.
+        self.images = np.empty((count, side, side, 3), np.uint8)
+        self.labels = np.empty(count, np.int32)
+        self.filled = np.zeros(count, bool)
+
+
+# By source, so that training and the evaluations of a run share one copy; it goes when the source does.
+_KEPT: weakref.WeakKeyDictionary[Source, _Kept] = weakref.WeakKeyDictionary()
+
+
+def _reader(source: Source, side: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A function from indices `[b]` to whole images `[b, side, side, 3]` and labels `[b]`."""
+
+    def read_one(i: int) -> tuple[np.ndarray, int]:
+        image, label = source[i]
+        if image.shape != (side, side, 3):
+            height, width = image.shape[:2]
+            raise SettingError(
+                f"data.stored_size = {side}: every image must be {side} x {side}, but {source.image_name(i)} is "
+                f"{width} x {height}; set it to 0 where sizes vary"
+            )
+        return image, label
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images, labels = np.empty((len(indices), side, side, 3), np.uint8), np.empty(len(indices), np.int32)
+        for j, i in enumerate(indices.tolist()):
+            images[j], labels[j] = read_one(i)
+        return images, labels
+
+    if not side or len(source) * side * side * 3 > KEEP_BYTES:
+        return read
+    kept = _KEPT.get(source)
+    if kept is None or kept.images.shape[1] != side:
+        kept = _KEPT[source] = _Kept(len(source), side)
+
+    def read_kept(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # No lock: threads that meet at an image write the same bytes, and `filled` is set only after them.
+        for i in indices[~kept.filled[indices]].tolist():
+            kept.images[i], kept.labels[i] = read_one(i)
+            kept.filled[i] = True
+        return kept.images[indices], kept.labels[indices]
+
+    return read_kept

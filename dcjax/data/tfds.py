@@ -1,0 +1,136 @@
+"""TFDS image sets prepared as ArrayRecord, read without TensorFlow."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from dcjax.data import crops
+from dcjax.data.folder import entries
+from dcjax.data.source import SPLIT_ALIASES, did_you_mean, fingerprint, first_line, no_such_split, some, split_setting
+from dcjax.errors import SettingError
+
+
+class TFDSSource:
+    """A tensorflow-datasets image set that was prepared as ArrayRecord, read without TensorFlow.
+
+    Args:
+        dir: the TFDS folder; empty for `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        dataset: "name", "name/config" or either with ":version"; the newest prepared version unless given.
+        split: a split, or a part of one in TFDS's own notation ("train[:10%]").
+
+    Raises:
+        SettingError: the set is unknown, not prepared in `dir`, not as ArrayRecord, or without images; or the split is
+            unknown or empty.
+    """
+
+    name = "tfds"
+
+    def __init__(self, dir: str, dataset: str, split: str):
+        import tensorflow_datasets as tfds  # only who reads such a set pays for the import
+
+        folder = _prepared_folder(dir, dataset)
+        try:
+            builder: Any = tfds.builder_from_directory(folder)
+            info = builder.info
+        except Exception as error:  # whatever TFDS raises on files that it cannot read
+            raise SettingError(f"data.dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
+        if tfds.core.FileFormat.ARRAY_RECORD not in info.available_file_formats():
+            raise SettingError(
+                f"data.dataset = {dataset!r}: {folder} holds {info.file_format} files, which give no random access; "
+                f"prepare it as ArrayRecord in another data.dir: {_how_to_prepare(dataset)}"
+            )
+        features: Any = info.features
+        images = [key for key in features if isinstance(features[key], tfds.features.Image)]
+        if not images:
+            raise SettingError(f"data.dataset = {dataset!r}: no image among its features {', '.join(features)}")
+        self._image = "image" if "image" in images else images[0]
+        label = dict(features.items()).get("label")
+        self.classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) and label.names else ()
+        if split not in info.splits and SPLIT_ALIASES.get(split) in info.splits:
+            split = SPLIT_ALIASES[split]
+        try:
+            count = info.splits[split].num_examples
+        except (KeyError, ValueError) as error:
+            raise no_such_split(split, dataset, info.splits) from error
+        if count == 0:
+            raise SettingError(
+                f"{split_setting(split)}: holds no image of {dataset}; known are {', '.join(info.splits)}"
+            )
+        try:
+            undecoded: dict[str, Any] = {self._image: tfds.decode.SkipDecoding()}
+            self._records = builder.as_data_source(split, decoders=undecoded, file_format="array_record")
+        except Exception as error:
+            raise SettingError(f"data.dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
+        self._split = f"{info.full_name} {split}"
+        self.fingerprint = fingerprint("tfds", info.full_name, split, str(count))
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        record = self._record(i)
+        return crops.decode(record[self._image], self.image_name(i)), self._label(record)
+
+    def labels(self) -> np.ndarray | None:
+        """All labels, `[n]` int32, or None. Reads every record: on a large set take the labels of the batches."""
+        if not self.classes:
+            return None
+        return np.array([self._label(self._record(i)) for i in range(len(self))], np.int32)
+
+    def image_name(self, i: int) -> str:
+        return f"{self._split} image {i}"
+
+    def _record(self, i: int) -> dict[str, Any]:
+        try:
+            return self._records[i]
+        except Exception as error:  # array_record's own errors have no common type
+            raise SettingError(f"data.dir: cannot read {self.image_name(i)}: {first_line(error)}") from error
+
+    def _label(self, record: dict[str, Any]) -> int:
+        return int(record["label"]) if self.classes else -1
+
+
+def _prepared_folder(dir: str, dataset: str) -> str:
+    """The folder of the newest (or the named) prepared version. Found by its files, so no code of the set is run."""
+    dir = os.path.expanduser(dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    name, _, version = dataset.partition(":")
+    top = os.path.join(dir, *name.split("/"))
+    versions, configs = _versions(top), []
+    if not versions and name and os.path.isdir(top):
+        configs = [config for config, is_folder in sorted(entries(top)) if is_folder]
+        configs = [config for config in configs if _versions(os.path.join(top, config))]
+        if len(configs) == 1:
+            top = os.path.join(top, configs[0])
+            versions = _versions(top)
+    if version in versions or (versions and not version):
+        return os.path.join(top, version or versions[-1])
+    if versions:
+        raise SettingError(f"data.dataset = {dataset!r}: prepared in {top} are the versions {', '.join(versions)}")
+    if configs:
+        raise SettingError(f"data.dataset = {dataset!r}: name one of {', '.join(f'{name}/{c}' for c in configs)}")
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    if name.split("/")[0] in known:
+        raise SettingError(f"data.dataset = {dataset!r}: not prepared in data.dir = {dir!r}; {_how_to_prepare(name)}")
+    here = sorted(entry for entry, is_folder in entries(dir) if is_folder) if os.path.isdir(dir) else []
+    raise SettingError(
+        f"data.dataset = {dataset!r}: neither in data.dir = {dir!r} (there: {some(here) or 'nothing'}) nor a set that "
+        f"tensorflow-datasets knows{did_you_mean(name, [*here, *known])}"
+    )
+
+
+def _versions(folder: str) -> list[str]:
+    """Prepared versions in a folder, oldest first."""
+    if not os.path.isdir(folder):
+        return []
+    found = [v for v, _ in entries(folder) if os.path.isfile(os.path.join(folder, v, "dataset_info.json"))]
+    return sorted(found, key=lambda v: [int(part) if part.isdigit() else -1 for part in v.split(".")])
+
+
+def _how_to_prepare(dataset: str) -> str:
+    return (
+        "once, with pip install 'dcjax[prepare]', run "
+        f"tfds.builder({dataset!r}, data_dir=..., file_format='array_record').download_and_prepare()"
+    )

@@ -1,0 +1,20 @@
+"""The one exception that a user's mistake raises."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class SettingError(ValueError):
+    """A setting, file or folder that cannot be used as it stands.
+
+    The message is a single line: the setting, the value found and what would be right. The commands print it without a
+    traceback and leave with exit status 2; library callers catch it as a `ValueError`.
+    """
+
+
+def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:
+    """The error for a name that is not in a table: it lists the known ones and suggests the nearest."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    return SettingError(f"{setting} '{name}' is not known{hint}; known: {', '.join(names)}")

@@ -1,0 +1,60 @@
+"""Weighted nearest neighbours on frozen features: an accuracy that needs no training."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from dcjax.errors import SettingError
+from dcjax.losses import unit_rows
+
+BLOCK = 256  # test rows whose similarities to all training rows are in memory at once
+
+
+def knn_accuracy(
+    train: Float[Array, "n d"],
+    train_labels: Int[Array, " n"],
+    test: Float[Array, "m d"],
+    test_labels: Int[Array, " m"],
+    *,
+    classes: int,
+    neighbors: int,
+    temperature: float,
+) -> float:
+    """Top-1 accuracy of a vote of the nearest training rows, each weighted by exp(cosine / temperature).
+
+    Args:
+      train: `[n, d]` features with labels `[n]`.
+      test: `[m, d]` features with labels `[m]`.
+      classes: number of classes.
+      neighbors: how many neighbours vote; at most n.
+      temperature: of the weights.
+
+    Returns:
+      The share of test rows that are right.
+
+    Raises:
+      ValueError: `neighbors` outside 1..n.
+
+    References:
+      Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4.
+    """
+    if not 1 <= neighbors <= len(train):
+        raise SettingError(f"probe.neighbors must be from 1 to the {len(train)} training images, found {neighbors}")
+    return float(_accuracy(train, train_labels, test, test_labels, classes, neighbors, temperature))
+
+
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _accuracy(train, train_labels, test, test_labels, classes, neighbors, temperature):
+    bank = unit_rows(train)
+
+    def is_right(row: Array, label: Array) -> Array:
+        similarity, nearest = jax.lax.top_k(jnp.matmul(bank, row, precision=jax.lax.Precision.HIGHEST), neighbors)
+        # The largest weight is 1: exp(1 / temperature) itself would be near float32's limit for small temperatures.
+        weights = jnp.exp((similarity - similarity[0]) / temperature)
+        votes = jnp.zeros(classes).at[train_labels[nearest]].add(weights)
+        return jnp.argmax(votes) == label
+
+    right = jax.lax.map(lambda pair: is_right(*pair), (unit_rows(test), test_labels), batch_size=BLOCK)
+    return jnp.mean(right.astype(jnp.float32))

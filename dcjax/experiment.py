@@ -1,0 +1,195 @@
+"""From a config to the objects that it describes, for pre-training and the probe alike.
+
+With `main`, `pretrain` and `probe` this is where config objects end: everything below takes plain keyword arguments.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from dcjax.config import Config
+from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
+from dcjax.data.augment import Augmentation, normalize
+from dcjax.errors import SettingError, unknown_name
+from dcjax.evaluation import Batch, Features, extract
+from dcjax.losses import LOSSES
+from dcjax.mesh import make_mesh
+from dcjax.models import Network, make_encoder, make_projector
+
+PREFETCH = 2  # batches that the host reads ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What a config describes, built.
+
+    Attributes:
+      config: the config itself.
+      mesh: the devices.
+      train_source: the training images.
+      test_source: the test images; None where the data has no labels or no test split.
+      network: encoder, projector and online classifier.
+      width: entries of the representation r.
+      augmentation: settings of the two views.
+    """
+
+    config: Config
+    mesh: Mesh
+    train_source: Source
+    test_source: Source | None
+    network: Network
+    width: int
+    augmentation: Augmentation
+
+    def train_batches(self, source: Source, *, batch_size: int, views: int, seed: int) -> TrainLoader:
+        """This process's share of shuffled batches without end."""
+        data = self.config.data
+        return train_loader(
+            source,
+            batch_size=batch_size,
+            seed=seed,
+            size=data.image_size,
+            stored_size=data.stored_size,
+            scale=self.augmentation.crop_scale,
+            ratio=self.augmentation.crop_ratio,
+            views=views,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=data.threads,
+            prefetch=PREFETCH,
+        )
+
+    def eval_batches(self, source: Source) -> Iterator[Batch]:
+        """This process's share of every image once, in order."""
+        data = self.config.data
+        # The masked last batch lets any batch size do: the nearest one that the devices divide.
+        batch_size = -(-self.config.probe.batch_size // self.mesh.size) * self.mesh.size
+        return eval_batches(
+            source,
+            batch_size=batch_size,
+            size=data.image_size,
+            stored_size=data.stored_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            threads=data.threads,
+        )
+
+    def normalized(self, images: jax.Array) -> jax.Array:
+        """uint8 images `[n, s, s, 3]` as the encoder takes them, without augmentation."""
+        return normalize(
+            images, size=self.config.data.image_size, mean=self.augmentation.mean, std=self.augmentation.std
+        )
+
+    def features(self, variables: Any, source: Source) -> Features:
+        """r, z and labels of every image of a source, from the frozen network in evaluation mode."""
+
+        def forward(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out: Any = self.network.apply(variables, self.normalized(images), train=False)
+            return out[:2]
+
+        return extract(forward, variables, self.eval_batches(source), self.mesh)
+
+
+def build(config: Config) -> Experiment:
+    """Opens the data and builds the modules of a config.
+
+    Raises:
+      ValueError: any setting that cannot be used, before anything is compiled.
+    """
+    check_counts(config)
+    mesh = make_mesh(config.devices)
+    if config.loss.name not in LOSSES:
+        raise unknown_name("loss.name", config.loss.name, LOSSES)
+    if not config.loss.temperature > 0:
+        raise SettingError(f"loss.temperature must be positive, found {config.loss.temperature}")
+    model, dtype = config.model, compute_dtype(config.model.dtype)
+    encoder = make_encoder(model.name, width=model.width, stem=model.stem, dtype=dtype, remat=model.remat)
+    projector = make_projector(width=encoder.features, dtype=dtype, **config.projector)
+    augmentation = Augmentation(**config.augment)
+
+    data = config.data
+    train_source = open_source(data.name, dir=data.dir, dataset=data.dataset, split=data.train_split)
+    test_source = None
+    if train_source.classes and data.test_split:
+        test_source = open_source(
+            data.name, dir=data.dir, dataset=data.dataset, split=data.test_split, classes=train_source.classes
+        )
+    if config.probe.after_training:
+        check_labels(config, train_source)
+    network = Network(encoder, projector, classes=len(train_source.classes))
+    return Experiment(config, mesh, train_source, test_source, network, encoder.features, augmentation)
+
+
+def check_counts(config: Config) -> None:
+    """Raises `ValueError` for a count that is too small to mean anything."""
+    counts = {
+        "log_every_steps": (config.log_every_steps, 1),
+        "checkpoint_every_steps": (config.checkpoint_every_steps, 1),
+        "data.image_size": (config.data.image_size, 1),
+        "data.stored_size": (config.data.stored_size, 0),
+        "data.threads": (config.data.threads, 0),
+        "probe.batch_size": (config.probe.batch_size, 1),
+        "probe.epochs": (config.probe.epochs, 1),
+        "probe.labels_per_class": (config.probe.labels_per_class, 0),
+    }
+    for setting, (found, least) in counts.items():
+        if found < least:
+            raise SettingError(f"{setting} must be at least {least}, found {found}")
+
+
+def compute_dtype(name: str) -> Any:
+    """The dtype that the networks compute in: "auto" is bfloat16 on accelerators and float32 on CPU."""
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    dtypes["auto"] = dtypes["float32" if jax.default_backend() == "cpu" else "bfloat16"]
+    if name not in dtypes:
+        raise unknown_name("model.dtype", name, dtypes)
+    return dtypes[name]
+
+
+def check_labels(config: Config, source: Source) -> None:
+    """Raises `ValueError` where a probe has nothing to tell apart, or nothing to be tested on."""
+    if len(source.classes) < 2:
+        found = f"the single class '{source.classes[0]}'" if source.classes else "images without class folders"
+        where = f"data.dir {config.data.dir}" if config.data.dir else f"data.name '{config.data.name}'"
+        raise SettingError(f"a probe needs images of two classes or more, {where} holds {found}")
+    if not config.data.test_split:
+        raise SettingError("a probe needs a test split, data.test_split is empty")
+
+
+def run_lengths(config: Config, images: int) -> tuple[int, int]:
+    """Steps of the whole run and of its warm-up, from `*_steps` where given and `*_epochs` otherwise."""
+
+    def steps(count: int | None, epochs: float) -> int:
+        return count if count is not None else round(epochs * images / config.batch_size)
+
+    if config.batch_size > images:
+        raise SettingError(f"batch_size must be at most the {images} training images, found {config.batch_size}")
+    total = steps(config.total_steps, config.total_epochs)
+    if total < 1:
+        raise SettingError(f"total_steps (or total_epochs) must give at least one step, found {total}")
+    return total, steps(config.optimizer.warmup_steps, config.optimizer.warmup_epochs)
+
+
+def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """The run's folder, made where it is missing.
+
+    Raises:
+      ValueError: it cannot be made or written to.
+    """
+    path = pathlib.Path(workdir).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        trial = path / f".writable-{os.getpid()}"
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise SettingError(
+            f"--workdir {path} cannot be written to ({error.strerror}); name a folder that can"
+        ) from error
+    return path

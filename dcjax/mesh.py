@@ -1,0 +1,91 @@
+"""The device mesh and the two shardings of the package: batches split over it, everything else on every device."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dcjax.errors import SettingError
+
+BATCH_AXIS = "data"
+
+
+def start_processes(address: str | None, processes: int | None, process: int | None) -> None:
+    """Joins the processes of a run; before anything else touches a device.
+
+    Args:
+      address: `host:port` of process 0; None where JAX detects the cluster itself (TPU pod slices, Slurm, Open MPI).
+      processes: how many there are; None as above.
+      process: which one this is; None as above.
+
+    Raises:
+      ValueError: no cluster that JAX detects, or processes that do not find each other.
+    """
+    try:
+        jax.distributed.initialize(address, processes, process)
+    except (RuntimeError, ValueError) as error:
+        raise SettingError(
+            f"the processes of the run could not be joined ({error}); where JAX detects no cluster, give each process "
+            "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
+        ) from error
+
+
+def make_mesh(devices: int = 0) -> Mesh:
+    """A one-dimensional mesh with the axis `data` over the run's devices.
+
+    Args:
+      devices: how many of the devices to use; 0 for all, of all processes.
+
+    Returns:
+      The mesh, with Auto axes: the compiler partitions, as the global `jax.jit` step expects.
+
+    Raises:
+      ValueError: fewer devices than asked for, or a part of the devices asked for with several processes.
+    """
+    available = jax.devices()
+    if devices < 0 or devices > len(available):
+        raise SettingError(f"devices must be from 1 to the {len(available)} present, or 0 for all, found {devices}")
+    if devices and jax.process_count() > 1 and devices != len(available):
+        raise SettingError(f"devices must be 0 (all) with {jax.process_count()} processes, found {devices}")
+    count = devices or len(available)
+    return jax.make_mesh((count,), (BATCH_AXIS,), devices=available[:count], axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of the state: a copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The sharding of a batch: its rows split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
+
+
+def check_batch(batch_size: int, mesh: Mesh, *, setting: str = "batch_size") -> None:
+    """Raises `ValueError` where the devices do not divide the global batch."""
+    if batch_size < 1 or batch_size % mesh.size:
+        lower = batch_size // mesh.size * mesh.size
+        near = f"{lower} or {lower + mesh.size}" if lower > 0 else f"{mesh.size}"
+        raise SettingError(
+            f"{setting} must be a multiple of the {mesh.size} device(s), e.g. {near}; found {batch_size}"
+        )
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Puts this process's share of a batch on its devices as part of the global batch.
+
+    Args:
+      batch: arrays `[n / processes, ...]`.
+      mesh: from `make_mesh`.
+
+    Returns:
+      Global arrays `[n, ...]` sharded over `data`. The transfer is asynchronous.
+    """
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """Fetches replicated arrays as NumPy arrays, on every process."""
+    return jax.tree.map(np.asarray, jax.device_get(tree))

@@ -1,0 +1,16 @@
+"""Encoders, projectors, and the network that joins them."""
+
+from dcjax.models.network import Network
+from dcjax.models.projectors import PROJECTORS, SUBVECTOR_PROJECTORS, make_projector
+from dcjax.models.resnet import ENCODERS, ResNet18, ResNet50, make_encoder
+
+__all__ = [
+    "ENCODERS",
+    "PROJECTORS",
+    "SUBVECTOR_PROJECTORS",
+    "Network",
+    "ResNet18",
+    "ResNet50",
+    "make_encoder",
+    "make_projector",
+]

@@ -1,0 +1,105 @@
+"""Watches a run from the host: averages the scalars of the steps, stops at the first NaN, listens for signals."""
+
+import collections
+import math
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from dcjax.errors import SettingError
+from dcjax.metrics_writer import MetricsWriter
+
+# Steps that the host may run ahead of the device: enough to keep it busy, few enough that neither batches nor unnoticed
+# NaNs pile up.
+STEPS_IN_FLIGHT = 2
+
+
+class NotFiniteError(SettingError):
+    """The loss or the gradient is NaN or infinite."""
+
+
+class Monitor:
+    """Follows the scalars of the steps a little behind the device, writes their averages and stops at the first NaN.
+
+    Args:
+      writer: where the averages go.
+      every: steps to a line; the first step has a line of its own.
+      batch_size: images to a step.
+      first_step: the step before the first that will be pushed.
+    """
+
+    def __init__(self, writer: MetricsWriter, every: int, batch_size: int, first_step: int):
+        self._writer, self._every, self._batch_size = writer, every, batch_size
+        self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
+        self._rows: list[dict[str, float]] = []
+        self._last_step = first_step
+        self._since = time.perf_counter()
+
+    def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the scalars of a step that was just dispatched, and reads those of an earlier one."""
+        self._in_flight.append((step, metrics))
+        while len(self._in_flight) > STEPS_IN_FLIGHT:
+            self._read()
+
+    def drain(self) -> None:
+        """Reads all that was pushed."""
+        while self._in_flight:
+            self._read()
+
+    def flush(self) -> None:
+        """Writes the average of the steps since the last line."""
+        if self._rows:
+            now = time.perf_counter()
+            means = {name: float(np.mean([row[name] for row in self._rows])) for name in self._rows[0]}
+            means["images_per_second"] = len(self._rows) * self._batch_size / (now - self._since)
+            self._writer.write(self._last_step, means)
+            self._rows, self._since = [], now
+
+    def _read(self) -> None:
+        step, metrics = self._in_flight.popleft()
+        row = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(row[name]):
+                self._in_flight.clear()
+                raise NotFiniteError(
+                    f"{name} is {row[name]} at step {step}; the last checkpoint is good. A lower "
+                    "optimizer.learning_rate (or a longer warm-up) in a new workdir is the usual cure"
+                )
+        self._rows.append(row)
+        self._last_step = step
+        self._writer.advance()
+        if step == 1 or step % self._every == 0:
+            self.flush()
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a request that the loop sees between two steps; a second SIGINT interrupts as
+    usual.
+
+    With several processes a signal to one of them keeps its default meaning: they could not agree on the step to save.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if jax.process_count() == 1:
+            try:
+                self._before = {
+                    number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
+                }
+            except ValueError:  # not the main thread: whoever runs it there handles signals
+                self._before = {}
+        return self
+
+    def _request(self, number: int, _frame: Any) -> None:
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,257 @@
+"""Contrastive pre-training: read `pretrain` from top to bottom."""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space
+from dcjax.collapse import plot_spectra, spectrum
+from dcjax.config import Config, check_same_run
+from dcjax.data.augment import Augmentation, two_views
+from dcjax.errors import SettingError
+from dcjax.experiment import Experiment, build, open_workdir, run_lengths
+from dcjax.files import replace_npz, replace_text
+from dcjax.losses import LOSSES
+from dcjax.mesh import batch_sharding, check_batch, replicated, to_devices
+from dcjax.metrics_writer import MetricsWriter
+from dcjax.monitor import Monitor, NotFiniteError, StopRequest
+from dcjax.optim import lars, warmup_cosine
+from dcjax.state import TrainState, init_state
+
+AUGMENTATION_STREAM = 1  # folded into the seed's key, from which the parameters are drawn
+
+TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
+    """Trains an encoder as a config says, from the last checkpoint in `workdir` if there is one.
+
+    Writes `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `spectrum.npz` and
+    `spectrum.png`.
+
+    Args:
+      config: as the files in `configs/` make it.
+      workdir: the run's folder, made where it is missing.
+
+    Returns:
+      The trained state.
+
+    Raises:
+      ValueError: a setting, data set or checkpoint that cannot be used, an image that does not decode, or a loss that
+        is not finite. Checkpoints that were written stay.
+      SystemExit: SIGINT or SIGTERM came; the state is saved.
+    """
+    # The folder, the devices, the data, the modules.
+    workdir = open_workdir(workdir)
+    experiment = build(config)
+    mesh, source = experiment.mesh, experiment.train_source
+    check_batch(config.batch_size, mesh)
+    total_steps, warmup_steps = run_lengths(config, len(source))
+
+    # The optimiser, and the step as one program over the mesh. The old state's memory becomes the new one's.
+    optimizer, schedule = make_optimizer(config, total_steps=total_steps, warmup_steps=warmup_steps)
+    train_step = jax.jit(
+        make_train_step(
+            experiment.network,
+            optimizer,
+            schedule,
+            loss=LOSSES[config.loss.name],
+            temperature=config.loss.temperature,
+            augmentation=experiment.augmentation,
+            image_size=config.data.image_size,
+            seed=config.seed,
+        ),
+        donate_argnums=0,
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+    # The state, from the checkpoint or from the seed.
+    checkpointer = Checkpointer(workdir)
+    position = {"batch_size": config.batch_size, "seed": config.seed, "data": source.fingerprint}
+    state, first_step = start_or_resume(experiment, optimizer, checkpointer, position, workdir)
+
+    def save(step: int) -> None:
+        record = config.to_dict()
+        checkpointer.save(step, state=state, position={**position, "step": step}, config=json.loads(json.dumps(record)))
+
+    # The data, from the position that the step alone determines.
+    loader = experiment.train_batches(source, batch_size=config.batch_size, views=2, seed=config.seed)
+    loader.seek(first_step)
+    if jax.process_index() == 0:
+        replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        print(describe(experiment, first_step, total_steps), flush=True)
+    writer = MetricsWriter(workdir, first_step=first_step, total_steps=total_steps, batch_size=config.batch_size)
+    monitor = Monitor(writer, every=config.log_every_steps, batch_size=config.batch_size, first_step=first_step)
+
+    # The loop.
+    step = first_step
+    try:
+        with StopRequest() as stop:
+            while step < total_steps and not stop.requested:
+                batch = to_devices(next(loader), mesh)
+                with jax.transfer_guard("disallow"):  # nothing crosses between host and device unseen
+                    state, metrics = train_step(state, batch)
+                step += 1
+                monitor.push(step, metrics)
+                if step % config.checkpoint_every_steps == 0 and step < total_steps:
+                    monitor.drain()  # what is saved has been seen to be finite
+                    save(step)
+        monitor.drain()
+        save(step)
+    except SettingError as error:
+        if step > first_step and not isinstance(error, NotFiniteError):
+            monitor.drain()
+            save(step)  # a damaged image is no reason to lose the steps before it
+        raise
+    finally:
+        monitor.flush()
+        writer.close()
+        loader.close()
+        checkpointer.close()
+    if step < total_steps:
+        raise SystemExit(f"dcjax: stopped at step {step} of {total_steps}; the same command goes on from there")
+
+    # What came out of it.
+    write_spectrum(experiment, state, workdir)
+    return state
+
+
+def make_optimizer(
+    config: Config, *, total_steps: int, warmup_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimiser of a config and its learning-rate schedule."""
+    settings = config.optimizer
+    schedule = warmup_cosine(
+        learning_rate=settings.learning_rate,
+        warmup_steps=warmup_steps,
+        total_steps=total_steps,
+        final_scale=settings.final_scale,
+    )
+    optimizer = lars(
+        schedule,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+        trust_coefficient=settings.trust_coefficient,
+    )
+    return optimizer, schedule
+
+
+def make_train_step(
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    loss: Callable[..., jax.Array],
+    temperature: float,
+    augmentation: Augmentation,
+    image_size: int,
+    seed: int,
+) -> TrainStep:
+    """The pure step of a global batch: augment, encode each view, project, contrast, update.
+
+    Returns:
+      A function of the state and a batch of `image`, `label` and `position` to the next state and the step's scalars.
+    """
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), AUGMENTATION_STREAM)
+        x, x_prime = two_views(batch["image"], key, batch["position"], size=image_size, settings=augmentation)
+
+        def objective(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+            def apply(images: jax.Array, batch_stats: Any) -> tuple[Any, Any]:
+                variables = {"params": params, "batch_stats": batch_stats, "constants": state.constants}
+                out, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+                return out, updates["batch_stats"]
+
+            # Each view has its own batch statistics over the global batch, as in the authors' two calls.
+            (_, z, logits), batch_stats = apply(x, state.batch_stats)
+            (_, z_prime, _), batch_stats = apply(x_prime, batch_stats)
+            contrastive = loss(z, z_prime, temperature=temperature)
+            if logits is None:
+                return contrastive, (batch_stats, {"loss": contrastive})
+            online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
+            right = jnp.argmax(logits, axis=1) == batch["label"]
+            metrics = {
+                "loss": contrastive,
+                "online_loss": online,
+                "online_accuracy": jnp.mean(right.astype(jnp.float32)),
+            }
+            # The gradient of the online loss ends at the classifier: r stands behind a stopped gradient.
+            return contrastive + online, (batch_stats, metrics)
+
+        gradient, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": schedule(state.step)}
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        next_state = TrainState(state.step + 1, params, batch_stats, state.constants, opt_state)
+        return next_state, metrics
+
+    return train_step
+
+
+def start_or_resume(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    checkpointer: Checkpointer,
+    position: dict[str, Any],
+    workdir: pathlib.Path,
+) -> tuple[TrainState, int]:
+    """The state to begin with and its step: the last checkpoint's, or one drawn from the seed."""
+    config, everywhere = experiment.config, replicated(experiment.mesh)
+
+    def initial_state() -> TrainState:
+        return init_state(experiment.network, optimizer, seed=config.seed, image_size=config.data.image_size)
+
+    shapes = jax.eval_shape(initial_state)
+    step = checkpointer.latest_step()
+    if step is None:
+        check_free_space(workdir, shapes)
+        return jax.jit(initial_state, out_shardings=everywhere)(), 0
+    saved_position, saved_config = checkpointer.restore_record(step)
+    check_same_run(saved_config, config)
+    if saved_position["data"] != position["data"]:
+        raise SettingError(
+            f"data.dir {config.data.dir or '(default)'} holds other images than the run in {workdir} was trained on; "
+            "point it at the same ones or use another --workdir"
+        )
+    return checkpointer.restore_state(step, abstract_state(shapes, everywhere)), step
+
+
+def describe(experiment: Experiment, first_step: int, total_steps: int) -> str:
+    """One line that says what is about to run."""
+    config, mesh = experiment.config, experiment.mesh
+    start = f", resumed at step {first_step}" if first_step else ""
+    return (
+        f"dcjax: {config.model.name} ({experiment.width}-d) with the projector '{config.projector.name}' on "
+        f"{len(experiment.train_source)} images of '{experiment.train_source.name}', {total_steps} steps of "
+        f"{config.batch_size} on {mesh.size} {mesh.devices.flat[0].platform} device(s){start}"
+    )
+
+
+def write_spectrum(experiment: Experiment, state: TrainState, workdir: pathlib.Path) -> None:
+    """Writes the spectra of r and z on the test images as `spectrum.npz` and `spectrum.png`.
+
+    The file holds eq. 1 as it stands (`r`, `z`) and of rows of norm 1 (`r_unit`, `z_unit`), which the plot shows, as
+    the authors' plots do: the loss sees directions only, and r and z fit on one scale.
+    """
+    test = experiment.test_source
+    source = experiment.train_source if test is None else test
+    features = experiment.features(state.variables, source)
+    if jax.process_index() != 0:
+        return
+    plain = {name: spectrum(rows, normalize=False) for name, rows in (("r", features.r), ("z", features.z))}
+    unit = {name: spectrum(rows, normalize=True) for name, rows in (("r", features.r), ("z", features.z))}
+    replace_npz(workdir / "spectrum.npz", plain | {f"{name}_unit": values for name, values in unit.items()})
+    labels = {"r": f"representation r ({len(unit['r'])}-d)", "z": f"embedding z ({len(unit['z'])}-d)"}
+    split = "training" if test is None else "test"
+    title = f"{experiment.config.projector.name} projector, {len(features.r)} {split} images"
+    plot_spectra({labels[name]: values for name, values in unit.items()}, workdir / "spectrum.png", title=title)
+    print(f"dcjax: spectrum of r and z in {workdir / 'spectrum.png'}", flush=True)

@@ -1,0 +1,70 @@
+"""The spectrum, the effective rank and the plot."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from dcjax.collapse import effective_rank, plot_spectra, spectrum
+
+
+def embedding(values, n=400, seed=0):
+    """Rows whose covariance (divisor n) has exactly these singular values, around a mean that is not zero."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, len(values)))
+    u = np.linalg.qr(z - z.mean(0))[0]
+    rotation = np.linalg.qr(rng.normal(size=(len(values),) * 2))[0]
+    return np.sqrt(n) * (u * np.sqrt(values)) @ rotation.T + 3.0
+
+
+def test_spectrum_against_known_values():
+    values = 2.0 ** -np.arange(8)
+    np.testing.assert_allclose(spectrum(embedding(values), normalize=False), values, rtol=1e-10)
+
+
+def test_spectrum_is_the_covariances():
+    z = embedding(np.array([3.0, 1.0, 0.2]))
+    expected = np.linalg.svd(np.cov(z.T, bias=True), compute_uv=False)
+    np.testing.assert_allclose(spectrum(z, normalize=False), expected, rtol=1e-10)
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        spectrum(z, normalize=True), np.linalg.svd(np.cov(unit.T, bias=True), compute_uv=False), rtol=1e-9
+    )
+
+
+def test_collapsed_dimensions_are_resolved_far_below_float32():
+    values = 10.0 ** -np.arange(0, 20, 2)
+    # The mean of 3 sits 3e9 above the smallest deviations of 1e-9: 1e-6 of them is what float64 leaves.
+    np.testing.assert_allclose(spectrum(embedding(values), normalize=False), values, rtol=1e-4)
+
+
+def test_more_dimensions_than_rows():
+    assert (spectrum(np.random.default_rng(0).normal(size=(4, 10)), normalize=False)[4:] == 0).all()
+
+
+def test_effective_rank_of_known_spectra():
+    s = np.sqrt(2.0 ** -np.arange(8))
+    assert effective_rank(s) == pytest.approx(6.14274720751, abs=1e-10)
+    assert effective_rank(s**2) == pytest.approx(3.89866687547739, abs=1e-12)  # by mpmath, 30 digits
+    assert effective_rank(np.array([1.0] * 4 + [0.0] * 4)) == pytest.approx(4)
+    assert effective_rank(np.zeros(3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [(np.zeros(3), r"\(3,\)"), (np.zeros((1, 3)), r"\(1, 3\)"), (np.full((3, 3), np.nan), "NaN")],
+)
+def test_bad_input(z, message):
+    with pytest.raises(ValueError, match=message):
+        spectrum(z, normalize=False)
+
+
+def test_plot(tmp_path):
+    file = tmp_path / "spectrum.png"
+    curves = {"r": 2.0 ** -np.arange(64), "z": np.r_[np.ones(8), np.zeros(8)]}
+    plot_spectra(curves, file, title="digits")
+    image = matplotlib.image.imread(file)
+    assert image.shape[1] == 840
+    assert image[..., :3].std() > 0.01
+    first = file.read_bytes()
+    plot_spectra(curves, file, title="digits")
+    assert file.read_bytes() == first

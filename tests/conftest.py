@@ -1,0 +1,30 @@
+"""Test set-up: eight virtual CPU devices, a persistent compile cache, strict numerics on request."""
+
+import os
+import tempfile
+
+PLATFORM = os.environ.get("DCJAX_TEST_PLATFORM", "cpu")
+os.environ["JAX_PLATFORMS"] = {"gpu": "cuda,cpu"}.get(PLATFORM, PLATFORM)
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "dcjax-test-compile-cache"))
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import jax  # noqa: E402  (the environment above must be set before JAX starts)
+import pytest  # noqa: E402
+
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def strict_dtypes():
+    """Numeric code under test must not promote dtypes or ranks silently."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+@pytest.fixture
+def x64():
+    """Double precision, for identities and slow references."""
+    with jax.enable_x64(True):
+        yield

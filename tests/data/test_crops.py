@@ -1,0 +1,139 @@
+"""Decoding and cropping on the host."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from scipy import stats
+
+from dcjax.data.crops import center_crop, crop_resize, decode, one_crop, random_resized_crop_box, two_crops
+from dcjax.errors import SettingError
+
+DRAW = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """An image in which every place has its own colour: red grows downwards, green to the right."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([255 * y / (height - 1), 255 * x / (width - 1), np.full((height, width), 40)], -1).astype(np.uint8)
+
+
+def test_boxes_have_torchvisions_distribution():
+    rng, n = np.random.default_rng(0), 4000
+    # So large that no attempt is rejected but for the ratio of the largest ones, and no rounding shows.
+    boxes = np.array(
+        [random_resized_crop_box(rng, 2000, 2000, scale=(0.08, 0.5), ratio=(3 / 4, 4 / 3)) for _ in range(n)]
+    )
+    top, left, h, w = boxes.T
+    assert stats.kstest(h * w / 2000**2, stats.uniform(0.08, 0.42).cdf).pvalue > 1e-3
+    log_ratio = np.log(w / h) / np.log(4 / 3)
+    assert stats.kstest(log_ratio, stats.uniform(-1, 2).cdf).pvalue > 1e-3
+    for start, extent in ((top, h), (left, w)):
+        assert stats.kstest((start + 0.5) / (2001 - extent), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(h * w, log_ratio)[0, 1]) < 4 / np.sqrt(n)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [(10, 100, (0, 43, 10, 13)), (100, 10, (43, 0, 13, 10)), (10, 10, (0, 0, 10, 10))],
+)
+def test_a_box_that_never_fits_is_central(height, width, expected):
+    # Areas above the whole image are never accepted, so that the fall-back must answer.
+    box = random_resized_crop_box(np.random.default_rng(0), height, width, scale=(20.0, 21.0), ratio=(3 / 4, 4 / 3))
+    assert box == expected
+
+
+def test_small_images_give_boxes_inside():
+    rng = np.random.default_rng(1)
+    for height, width in ((1, 1), (1, 7), (5, 2), (3, 3)):
+        for _ in range(50):
+            top, left, h, w = random_resized_crop_box(rng, height, width, **DRAW)
+            assert 0 <= top <= top + h <= height
+            assert 0 <= left <= left + w <= width
+            assert min(h, w) >= 1
+
+
+def test_crops_depend_on_seed_position_and_view_alone():
+    image = smooth(90, 120)
+    crops = two_crops(image, seed=3, position=11, size=32, **DRAW)
+    assert crops.shape == (2, 32, 32, 3)
+    assert crops.dtype == np.uint8
+    np.testing.assert_array_equal(crops, two_crops(image, seed=3, position=11, size=32, **DRAW))
+    np.testing.assert_array_equal(crops[0], one_crop(image, seed=3, position=11, size=32, **DRAW))
+    others = [two_crops(image, seed=s, position=p, size=32, **DRAW) for s, p in ((3, 12), (4, 11), (11, 3), (-3, 11))]
+    every = [crops[0], crops[1], *(view for other in others for view in other)]
+    assert len({crop.tobytes() for crop in every}) == len(every)
+
+
+def test_consecutive_positions_give_independent_boxes():
+    image, n = smooth(60, 60), 1500
+    crops = np.stack([two_crops(image, seed=0, position=p, size=4, **DRAW) for p in range(n)])
+    middle = crops[:, :, 1:3, 1:3, :2].mean((2, 3))  # [n, 2, 2]: centre of the crop, down and to the right
+    series = np.concatenate([middle[:-1].reshape(n - 1, 4), middle[1:].reshape(n - 1, 4)], axis=1).T
+    correlation = np.corrcoef(series) - np.eye(8)
+    assert np.abs(correlation).max() < 4.5 / np.sqrt(n)
+
+
+def test_crop_resize_takes_the_box():
+    image = smooth(101, 201)
+    small = crop_resize(image, (20, 40, 60, 80), 10)
+    assert small.shape == (10, 10, 3)
+    rows, columns = 20 + 60 * (np.arange(10) + 0.5) / 10 - 0.5, 40 + 80 * (np.arange(10) + 0.5) / 10 - 0.5
+    np.testing.assert_allclose(small[:, 3, 0], 255 * rows / 100, atol=1.5)  # 8-bit image, 8-bit result
+    np.testing.assert_allclose(small[3, :, 1], 255 * columns / 200, atol=1.5)
+    large = crop_resize(image, (20, 40, 30, 40), 64)
+    rows = 20 + 30 * (np.arange(64) + 0.5) / 64 - 0.5
+    np.testing.assert_allclose(large[4:-4, 30, 0], 255 * rows[4:-4] / 100, atol=1.5)
+
+
+def test_shrinking_does_not_alias():
+    stripes = np.zeros((256, 256, 3), np.uint8)
+    stripes[:, ::2] = 254
+    small = crop_resize(stripes, (0, 0, 256, 256), 100)
+    assert np.ptp(small.astype(int)) <= 110  # a mean of 2.56 columns; without averaging the whole 254 would show
+    assert abs(small.mean() - 127) < 2
+    np.testing.assert_array_equal(crop_resize(stripes, (0, 0, 256, 256), 128), 127)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (256, 256), (257, 511), (40, 50)])
+def test_center_crop(height, width):
+    image = smooth(height, width)
+    crop = center_crop(image, 224)
+    assert crop.shape == (224, 224, 3)
+    assert crop.flags["C_CONTIGUOUS"]
+    # 224 of the 256 pixels of the shorter side: the colours of the middle, and their range.
+    share = 224 / 256 * min(height, width)
+    for axis, (channel, side) in enumerate(((0, height), (1, width))):
+        line = np.moveaxis(crop[..., channel], axis, 0).mean(1)
+        assert abs(line.mean() - 127) < 2
+        assert abs((line[-1] - line[0]) - 255 * share / side) < 255 * 3 / min(height, width, 100)
+
+
+def test_center_crop_of_the_right_size_is_a_slice():
+    image = np.random.default_rng(0).integers(0, 256, (256, 300, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(center_crop(image, 224), image[16:240, 38:262])
+
+
+def test_decode_round_trip_and_channel_order():
+    image = smooth(20, 30)
+    encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
+    np.testing.assert_array_equal(decode(encoded, "a.png"), image)
+    grey = cv2.imencode(".png", image[..., 0])[1].tobytes()
+    np.testing.assert_array_equal(decode(grey, "grey.png"), np.repeat(image[..., :1], 3, axis=-1))
+
+
+def test_decode_ignores_the_orientation_as_pil_does():
+    pil = pytest.importorskip("PIL.Image")
+    exif = pil.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    file = io.BytesIO()
+    pil.fromarray(smooth(16, 32)).save(file, "JPEG", exif=exif)
+    assert decode(file.getvalue(), "turned.jpg").shape == (16, 32, 3)
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff"])
+def test_what_is_no_image_is_one_line_with_its_name(data):
+    with pytest.raises(SettingError, match=r"^some/file\.jpg: not an image that can be decoded") as caught:
+        decode(data, "some/file.jpg")
+    assert "\n" not in str(caught.value)

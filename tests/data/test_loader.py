@@ -1,0 +1,358 @@
+"""The loader: which image is where in the stream, for any number of processes; images that cannot be read."""
+
+import gc
+import itertools
+import threading
+import time
+import weakref
+
+import cv2
+import numpy as np
+import pytest
+
+from dcjax.data import crops, eval_batches, open_source, train_loader
+from dcjax.errors import SettingError
+
+
+class Numbered:
+    """Images of one size whose pixels spell their index; counts the reads of each."""
+
+    name = "numbered"
+    classes = ("even", "odd")
+    fingerprint = "numbered"
+
+    def __init__(self, count, side=4, sides=None):
+        self.count, self.side, self.sides = count, side, sides or {}
+        self.reads = np.zeros(count, int)
+        self.broken = set()
+        self._lock = threading.Lock()
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        with self._lock:
+            self.reads[i] += 1
+        if i in self.broken:
+            raise SettingError(f"{self.image_name(i)}: not an image")
+        side = self.sides.get(i, self.side)
+        return np.broadcast_to(np.array([i // 256, i % 256, 0], np.uint8), (side, side, 3)), i % 2
+
+    def labels(self):
+        return np.arange(self.count, dtype=np.int32) % 2
+
+    def image_name(self, i):
+        return f"numbered image {i}"
+
+
+def indices(batch):
+    """The indices that the pixels of a batch spell."""
+    corner = batch["image"].reshape(len(batch["image"]), -1, 3)[:, 0].astype(int)
+    return corner[:, 0] * 256 + corner[:, 1]
+
+
+def loader(source, batch_size, seed=0, stored_size=4, views=2, threads=2, prefetch=2, **options):
+    settings = {"size": 3, "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)} | options
+    return train_loader(
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        stored_size=stored_size,
+        views=views,
+        threads=threads,
+        prefetch=prefetch,
+        **settings,
+    )
+
+
+def evaluate(source, batch_size, stored_size=4, size=3, threads=2, **options):
+    return list(
+        eval_batches(source, batch_size=batch_size, size=size, stored_size=stored_size, threads=threads, **options)
+    )
+
+
+def equal(one, other):
+    assert one.keys() == other.keys()
+    for key in one:
+        assert one[key].dtype == other[key].dtype
+        np.testing.assert_array_equal(one[key], other[key])
+
+
+def stream(source, batches, batch_size, **options):
+    return np.concatenate([indices(b) for b in itertools.islice(loader(source, batch_size, **options), batches)])
+
+
+def test_batch_of_whole_images():
+    batch = next(loader(Numbered(40), 8))
+    assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+        "image": ((8, 4, 4, 3), np.uint8),
+        "label": ((8,), np.int32),
+        "position": ((8,), np.uint32),
+    }
+    np.testing.assert_array_equal(batch["position"], np.arange(8))
+    np.testing.assert_array_equal(batch["label"], indices(batch) % 2)
+
+
+@pytest.mark.parametrize(("views", "shape"), [(1, (8, 3, 3, 3)), (2, (8, 2, 3, 3, 3))])
+def test_batch_of_crops(views, shape):
+    batch = next(loader(Numbered(40, sides={3: 7, 4: 12}), 8, stored_size=0, views=views))
+    assert batch["image"].shape == shape
+    np.testing.assert_array_equal(batch["label"], indices(batch) % 2)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_crops_follow_seed_and_position(views):
+    source = open_source("digits", dir="", dataset="", split="test")
+    settings = {"size": 6, "scale": (0.2, 1.0), "ratio": (0.75, 1.33)}
+    batch = next(loader(source, 16, seed=5, stored_size=0, views=views, **settings))
+    crop = crops.two_crops if views == 2 else crops.one_crop
+    order = stream(Numbered(len(source)), 1, 16, seed=5)  # the order depends on the seed and the length alone
+    for j, i in enumerate(order):
+        np.testing.assert_array_equal(batch["image"][j], crop(source[i][0], seed=5, position=j, **settings))
+
+
+def test_every_image_once_per_epoch_in_a_new_order():
+    # 5 does not divide 23: batches reach across the ends of epochs.
+    epochs = stream(Numbered(23), 23 * 4 // 5, 5)[: 23 * 3].reshape(3, 23)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(23))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_order_follows_the_seed():
+    source = Numbered(50)
+    first = stream(source, 10, 10, seed=0)
+    np.testing.assert_array_equal(first, stream(source, 10, 10, seed=0, threads=1))
+    other = stream(source, 10, 10, seed=1)
+    assert (first[:50] != other[:50]).any()
+    # The next seed is another stream, not the same stream one epoch later.
+    assert (first[50:] != other[:50]).any()
+
+
+@pytest.mark.parametrize("count", [23, 64])
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("stored_size", [0, 4])
+def test_processes_share_each_batch(count, processes, stored_size):
+    source = Numbered(count)
+    whole = loader(source, 16, stored_size=stored_size)
+    parts = [
+        loader(source, 16, stored_size=stored_size, process_index=p, process_count=processes) for p in range(processes)
+    ]
+    for k in range(6):
+        expected = next(whole)
+        np.testing.assert_array_equal(expected["position"], np.arange(16 * k, 16 * (k + 1)))
+        shares = [next(part) for part in parts]
+        assert all(len(share["label"]) == 16 // processes for share in shares)
+        joined = {key: np.concatenate([share[key] for share in shares]) for key in expected}
+        order = np.argsort(joined["position"])
+        equal({key: value[order] for key, value in joined.items()}, expected)
+
+
+@pytest.mark.parametrize("batch_size", [10, 256])  # one chunk, and four chunks a batch
+@pytest.mark.parametrize("process_count", [1, 2])
+def test_seek(batch_size, process_count):
+    options = {"stored_size": 0, "process_count": process_count, "process_index": process_count - 1}
+    source = Numbered(300)
+    reader = loader(source, batch_size, **options)
+    assert iter(reader) is reader
+    batches = [next(reader) for _ in range(6)]
+    assert reader.step == 6
+    for step in (3, 0, 5):
+        reader.seek(step)
+        assert reader.step == step
+        equal(next(reader), batches[step])
+        fresh = loader(source, batch_size, **options)
+        fresh.seek(step)
+        equal(next(fresh), batches[step])
+    assert reader.step == 6
+
+
+def test_seek_while_threads_read_ahead():
+    source = Numbered(500)
+    batches = list(itertools.islice(loader(source, 128, stored_size=0, threads=0), 8))
+    reader = loader(source, 128, stored_size=0, threads=6, prefetch=4)
+    for step in np.random.default_rng(0).integers(0, 7, 30).tolist():
+        reader.seek(step)
+        first, second = next(reader), next(reader)
+        equal(first, batches[step])
+        equal(second, batches[step + 1])
+        first["image"][:] = second["image"][:] = 0  # a batch belongs to who took it
+
+
+def test_seek_continues_under_other_processes():
+    source = Numbered(40)
+    whole = loader(source, 8)
+    whole.seek(7)
+    parts = [loader(source, 8, process_index=p, process_count=2) for p in range(2)]
+    for part in parts:
+        part.seek(7)
+    joined = np.stack([indices(next(part)) for part in parts], axis=1).reshape(-1)
+    np.testing.assert_array_equal(joined, indices(next(whole)))
+
+
+def test_positions_of_a_long_run():
+    reader = loader(Numbered(1000), 1000)
+    reader.seek(2**32 // 1000 + 1)  # past uint32: the position wraps, the stream goes on
+    batch = next(reader)
+    np.testing.assert_array_equal(batch["position"], (2**32 // 1000 + 1) * 1000 - 2**32 + np.arange(1000))
+    np.testing.assert_array_equal(np.sort(indices(batch)), np.arange(1000))
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 4), (3, 8), (7, 1)])
+def test_small_sources_and_batches(count, batch_size):
+    seen = stream(Numbered(count), count, batch_size)
+    np.testing.assert_array_equal(np.bincount(seen, minlength=count), batch_size)
+
+
+def test_threads_none_and_many():
+    source = Numbered(50)
+    with_threads = stream(source, 8, 12, threads=8, prefetch=3)
+    np.testing.assert_array_equal(stream(source, 8, 12, threads=0, prefetch=0), with_threads)
+
+
+def test_fixed_size_images_are_decoded_once():
+    source = Numbered(40)
+    stream(source, 20, 20)
+    evaluate(source, 16)
+    # Two threads may meet at an image that neither has yet; after that nothing is read again.
+    reads = source.reads.copy()
+    assert reads.min() >= 1
+    stream(source, 20, 20, seed=3)
+    evaluate(source, 16)
+    np.testing.assert_array_equal(source.reads, reads)
+
+
+def test_kept_images_go_with_their_source():
+    from dcjax.data import loader as module
+
+    source = Numbered(40)
+    evaluate(source, 16)
+    kept = weakref.ref(module._KEPT[source])
+    del source
+    deadline = time.monotonic() + 20
+    while kept() is not None and time.monotonic() < deadline:  # a reader thread lets go of its last task a little later
+        gc.collect()
+        time.sleep(0.01)
+    assert kept() is None
+
+
+def test_large_sources_are_not_kept(monkeypatch):
+    monkeypatch.setattr("dcjax.data.loader.KEEP_BYTES", 100)
+    source = Numbered(8)
+    np.testing.assert_array_equal(np.concatenate([indices(b) for b in evaluate(source, 4)]), np.arange(8))
+    evaluate(source, 4)
+    np.testing.assert_array_equal(source.reads, 2)
+
+
+@pytest.mark.parametrize("stored_size", [0, 4])
+@pytest.mark.parametrize(("count", "batch_size"), [(16, 8), (17, 8), (3, 8), (300, 256)])
+def test_eval_takes_every_image_once(count, batch_size, stored_size):
+    source = Numbered(count)
+    batches = evaluate(source, batch_size, stored_size)
+    assert len(batches) == -(-count // batch_size)
+    side = stored_size or 3
+    for batch in batches:
+        assert {key: (value.shape, value.dtype) for key, value in batch.items()} == {
+            "image": ((batch_size, side, side, 3), np.uint8),
+            "label": ((batch_size,), np.int32),
+            "index": ((batch_size,), np.int64),
+            "mask": ((batch_size,), bool),
+        }
+        masked = ~batch["mask"]
+        assert not batch["image"][masked].any()
+        assert (batch["label"][masked] == -1).all()
+        assert (batch["index"][masked] == -1).all()
+    joined = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    np.testing.assert_array_equal(joined["mask"], np.arange(len(joined["mask"])) < count)
+    np.testing.assert_array_equal(joined["index"][:count], np.arange(count))
+    np.testing.assert_array_equal(indices(joined)[:count], np.arange(count))
+    np.testing.assert_array_equal(joined["label"][:count], np.arange(count) % 2)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("count", [3, 17, 32])
+def test_eval_is_balanced_over_processes(count, processes):
+    source = Numbered(count)
+    whole = evaluate(source, 8)
+    parts = [evaluate(source, 8, process_index=p, process_count=processes) for p in range(processes)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for k, expected in enumerate(whole):
+        equal({key: np.concatenate([part[k][key] for part in parts]) for key in expected}, expected)
+
+
+def test_eval_can_be_left_early():
+    batches = eval_batches(Numbered(100), batch_size=10, size=3, stored_size=4, threads=2)
+    assert next(batches)["mask"].all()
+    batches.close()
+
+
+@pytest.mark.parametrize("make", [loader, evaluate])
+@pytest.mark.parametrize(("options", "message"), [
+    ({"batch_size": 0}, "batch_size = 0: must be at least 1"),
+    ({"batch_size": -4}, "batch_size = -4: must be at least 1"),
+    ({"batch_size": 10, "process_count": 4}, "batch_size = 10: must be a multiple of .* 4"),
+])  # fmt: skip
+def test_batch_size_mistakes(make, options, message):
+    with pytest.raises(SettingError, match=message):
+        make(Numbered(20), **options)
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("batch_size", [8, 256])
+@pytest.mark.parametrize("stored_size", [0, 4])
+def test_an_image_that_cannot_be_read(threads, batch_size, stored_size):
+    source = Numbered(256)
+    expected = list(itertools.islice(loader(source, batch_size, stored_size=stored_size), 256 // batch_size))
+    source = Numbered(256)
+    bad = int(indices(expected[-1])[-1])
+    source.broken = {bad}
+    reader = loader(source, batch_size, stored_size=stored_size, threads=threads)
+    for batch in expected[:-1]:
+        equal(next(reader), batch)
+    for _ in range(2):  # and again when asked again
+        with pytest.raises(SettingError) as caught:
+            next(reader)
+        assert str(caught.value) == f"numbered image {bad}: not an image"  # itself, not wrapped in Grain's words
+        assert reader.step == len(expected) - 1
+    source.broken = set()
+    equal(next(reader), expected[-1])  # nothing was skipped
+    source = Numbered(256)
+    source.broken = {bad}
+    with pytest.raises(SettingError, match=f"^numbered image {bad}: not an image"):
+        evaluate(source, batch_size, stored_size, threads=threads)
+
+
+def test_an_image_of_another_size():
+    source = Numbered(20, sides={13: 5})
+    message = "data.stored_size = 4: every image must be 4 x 4, but numbered image 13 is 5 x 5; set it to 0"
+    with pytest.raises(SettingError, match=message):
+        stream(source, 5, 4)
+    with pytest.raises(SettingError, match=message):
+        evaluate(source, 4)
+
+
+def test_closing_stops_reading():
+    reader = loader(Numbered(100), 10)
+    next(reader)
+    reader.close()
+    with pytest.raises(ValueError, match="closed"):
+        next(reader)
+
+
+def test_opencv_uses_no_threads_of_its_own():
+    assert cv2.getNumThreads() == 1
+
+
+def test_image_files(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        path = tmp_path / "train" / f"class{i % 3}" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8))
+    source = open_source("folder", dir=str(tmp_path), dataset="", split="train")
+    batch = next(loader(source, 12, stored_size=0, size=16))
+    assert batch["image"].shape == (12, 2, 16, 16, 3)
+    assert sorted(batch["label"]) == [0] * 4 + [1] * 4 + [2] * 4
+    (tested,) = evaluate(source, 12, stored_size=0, size=16)
+    np.testing.assert_array_equal(tested["label"], source.labels())
+    np.testing.assert_array_equal(tested["image"][5], crops.center_crop(source[5][0], 16))

@@ -1,0 +1,50 @@
+"""A run small enough to test."""
+
+import cv2
+import numpy as np
+
+from dcjax.config import load_config
+
+
+def tiny_config(**overrides):
+    """The quickstart, shrunk: 8 px digits, 4 base channels, batches of 16, 4 steps. Overrides are dotted keys."""
+    config = load_config("configs/quickstart.py")
+    shrunk = {
+        "batch_size": 16,
+        "total_steps": 4,
+        "devices": 1,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 2,
+        "model.width": 1 / 16,
+        "projector.d0": 8,
+        "projector.hidden": 16,
+        "projector.features": 8,
+        "optimizer.warmup_steps": 1,
+        "data.image_size": 8,
+        "probe.after_training": False,
+        "probe.batch_size": 64,
+    }
+    for key, value in (shrunk | {key.replace("__", "."): value for key, value in overrides.items()}).items():
+        section = config
+        *parents, name = key.split(".")
+        for parent in parents:
+            section = section[parent]
+        section[name] = value
+    return config
+
+
+def as_flags(config):
+    """A config as the overrides of `--config=configs/quickstart.py`."""
+    from dcjax.config import flatten
+
+    before = flatten(load_config("configs/quickstart.py"))
+    changed = {key: value for key, value in flatten(config).items() if value != before[key]}
+    return ["--config=configs/quickstart.py", *(f"--config.{key}={value}" for key, value in changed.items())]
+
+
+def write_images(folder, count, size=8, seed=0):
+    """Writes random PNG images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+        cv2.imwrite(str(folder / f"{i:03d}.png"), rng.integers(256, size=(size, size, 3), dtype=np.uint8))

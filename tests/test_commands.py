@@ -1,0 +1,116 @@
+"""The commands: a mistake gives one clear line and exit status 2, and loses nothing."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from helpers import tiny_config, write_images
+
+from dcjax.errors import SettingError
+from dcjax.main import main
+from dcjax.pretrain import pretrain
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def command(module, *argv, cwd):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, "-m", module, *argv], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "argv", "message"),
+    [
+        ("dcjax.main", ["--config=configs/quickstrat.py"], "no file 'configs/quickstrat.py'"),
+        ("dcjax.main", ["--config=configs/quickstart.py", "--config.projector.d=3"], "did you mean 'projector.d0'"),
+        ("dcjax.main", ["--config=configs/quickstart.py", "stray"], "unrecognized arguments: stray"),
+        ("dcjax.main", ["--config=configs/quickstart.py", "--wrkdir=x"], "unrecognized arguments: --wrkdir=x"),
+        ("dcjax.main", [], "--config=FILE is required"),
+        ("dcjax.main", ["--config=configs/quickstart.py", "--config.projector.d0=65"], "projector.d0 must be from 1"),
+        ("dcjax.probe", ["--workdir=nowhere"], "holds no checkpoints"),
+    ],
+)
+def test_exit_status_2_and_one_line(tmp_path, module, argv, message):
+    done = command(module, *argv, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("dcjax: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("module", ["dcjax.main", "dcjax.probe"])
+def test_help(tmp_path, module):
+    done = command(module, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "--workdir" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"projector__name": "drect"}, r"projector.name 'drect' is not known \(did you mean 'direct'\?\)"),
+        ({"projector__d0": 0}, r"projector.d0 must be from 1 to the width of the representation \(32\), found 0"),
+        ({"projector__d0": 33}, r"projector.d0 must be .* \(32\), found 33"),
+        ({"data__name": "digit"}, r"data.name 'digit' is not known \(did you mean 'digits'\?\)"),
+        ({"data__train_split": "training"}, "'training'.*known are train, test"),
+        ({"model__name": "resnet34"}, "model.name.*resnet34.*resnet18"),
+        ({"model__stem": "tiny"}, "model.stem.*tiny"),
+        ({"model__width": 0.01}, "model.width.*0.01"),
+        ({"model__dtype": "float16"}, "model.dtype 'float16' is not known"),
+        ({"loss__name": "infonce"}, r"loss.name 'infonce' is not known \(did you mean 'info_nce'\?\)"),
+        ({"loss__temperature": 0.0}, "loss.temperature must be positive, found 0.0"),
+        ({"batch_size": 15, "devices": 8}, "batch_size must be a multiple of the 8 device.*8 or 16; found 15"),
+        ({"batch_size": 0}, "batch_size must be a multiple .* found 0"),
+        ({"batch_size": 2000}, "batch_size must be at most the 1437 training images, found 2000"),
+        ({"devices": 9}, "devices must be from 1 to the 8 present.*found 9"),
+        ({"total_steps": 0}, r"total_steps .* at least one step, found 0"),
+        ({"optimizer__warmup_steps": 4}, "warmup_steps.*found 4 of 4"),
+        ({"optimizer__learning_rate": -1.0}, "optimizer.learning_rate must be positive, found -1.0"),
+        ({"optimizer__momentum": 1.0}, "optimizer.momentum"),
+        ({"log_every_steps": 0}, "log_every_steps must be at least 1, found 0"),
+        ({"checkpoint_every_steps": 0}, "checkpoint_every_steps must be at least 1, found 0"),
+        ({"augment__flip": 1.5}, "augment.flip.*1.5"),
+        ({"data__stored_size": 9}, "data.stored_size.*9"),
+        ({"data__image_size": 0}, "data.image_size must be at least 1, found 0"),
+        ({"data__threads": -1}, "data.threads must be at least 0, found -1"),
+        ({"probe__batch_size": 0}, "probe.batch_size must be at least 1, found 0"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_trained(tmp_path, settings, message):
+    with pytest.raises(SettingError, match=message) as error:
+        pretrain(tiny_config(**settings), tmp_path / "run")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_folders_that_cannot_be_trained_on(tmp_path):
+    def message_for(folder, **settings):
+        config = tiny_config(data__name="folder", data__dir=str(folder), **settings)
+        with pytest.raises(SettingError) as error:
+            pretrain(config, tmp_path / "run")
+        return str(error.value)
+
+    assert "missing" in message_for(tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    assert "empty" in message_for(tmp_path / "empty")
+    write_images(tmp_path / "untested" / "train" / "a", 20)
+    assert "data.test_split" in message_for(tmp_path / "untested")
+    for label in "ab":
+        write_images(tmp_path / "small" / label, 4)
+    assert "batch_size must be at most the 8 training images" in message_for(tmp_path / "small", data__test_split="")
+
+
+def test_a_tfds_set_that_is_not_there(tmp_path):
+    config = tiny_config(data__name="tfds", data__dataset="imagenet2012", data__dir=str(tmp_path))
+    with pytest.raises(SettingError, match="imagenet2012.*not prepared"):
+        pretrain(config, tmp_path / "run")
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SettingError, match="--workdir .* cannot be written to"):
+        main(["--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"])
+    assert (tmp_path / "file").read_text() == "in the way"

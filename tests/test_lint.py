@@ -1,0 +1,30 @@
+"""Lint and types are part of the suite, so that one command checks everything."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("arguments", [["check", "."], ["format", "--check", "."]], ids=["check", "format"])
+def test_ruff(arguments):
+    done = subprocess.run([sys.executable, "-m", "ruff", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_types():
+    done = subprocess.run([sys.executable, "-m", "basedpyright"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_file_over_1_mb_and_no_machine_path():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in files:
+        file = ROOT / name
+        assert file.stat().st_size <= 1_000_000, name
+        if file.suffix in (".py", ".md", ".toml", ".json"):
+            text = file.read_text()
+            assert not any(path in text for path in ("/" + "work/", "/" + "root/", "/" + "tmp/w")), name

@@ -1,0 +1,164 @@
+"""The probe, end to end on a tiny run."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny_config, write_images
+
+from dcjax.data import open_source
+from dcjax.errors import SettingError
+from dcjax.experiment import build
+from dcjax.pretrain import pretrain
+from dcjax.probe import PARTS, load_run, main, pixels, probe, untrained_variables
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of 2 steps whose config asks for the cached probe, and one that asks for the paper's recipe."""
+    folders = {}
+    for name, settings in {
+        "cached": {},
+        "paper": {"probe__cached": False, "probe__epochs": 2, "probe__labels_per_class": 0},
+    }.items():
+        folders[name] = tmp_path_factory.mktemp("runs") / name
+        pretrain(tiny_config(total_steps=2, **settings), folders[name])
+    return folders
+
+
+def test_the_table_of_the_quickstart(run, capsys):
+    scores = probe(run["cached"])
+    assert list(scores) == ["r", "r[:8]", "r[8:]", "raw pixels", "untrained encoder"]
+    for row in scores.values():
+        assert 0 < row.few_label <= 1
+        assert 0 < row.top1 <= row.top5 <= 1
+        assert 0 < row.knn <= 1
+        assert 1 <= row.effective_rank <= 192
+    assert scores["raw pixels"].top1 > 0.9  # a logistic regression on 8 x 8 digits
+    assert scores["raw pixels"].knn > 0.9
+    printed = capsys.readouterr().out
+    for words in ("10 labels/class", "all labels", "top-5", "k-NN", "effective rank", "loss:", "spectrum.png", *scores):
+        assert words in printed, words
+    record = json.loads((run["cached"] / "probe.json").read_text())
+    assert record["step"] == 2
+    assert record["scores"]["r"]["top1"] == scores["r"].top1
+
+
+def test_the_papers_recipe(run, capsys):
+    scores = probe(run["paper"], features="selected")
+    assert list(scores) == ["r[:8]"]
+    assert scores["r[:8]"].best_top1 >= scores["r[:8]"].top1
+    assert scores["r[:8]"].few_label is None
+    assert "best epoch" in capsys.readouterr().out
+
+
+def test_the_papers_recipe_with_few_labels(run):
+    scores = probe(run["paper"], features="rest", labels_per_class=3)
+    assert 0 < scores["r[8:]"].few_label <= 1
+    assert scores["r[8:]"].few_label_std is not None
+
+
+def test_the_encoder_stays_as_it_was(run, monkeypatch):
+    """Neither parameters nor batch statistics change, in the checkpoint or in memory, whichever probe is trained."""
+    _, _, before = load_run(run["paper"], data_dir=None)
+    files = {p: p.read_bytes() for p in (run["paper"] / "checkpoints").rglob("*") if p.is_file()}
+    held = []
+
+    def remember(*args, **kwargs):
+        held.append(load_run(*args, **kwargs))
+        return held[-1]
+
+    monkeypatch.setattr("dcjax.probe.load_run", remember)
+    probe(run["paper"], features="all")
+    jax.tree.map(np.testing.assert_array_equal, held[0][2], before)
+    assert files == {p: p.read_bytes() for p in files}
+
+
+def test_features_do_not_depend_on_the_batch_or_the_devices(run):
+    """Evaluation mode: an image's features are its own; every test image is there once, in order."""
+    config, experiment, state = load_run(run["cached"], data_dir=None)
+    source = experiment.test_source
+    features = experiment.features(state.variables, source)
+    assert features.r.shape == (360, 32)
+    np.testing.assert_array_equal(features.labels, source.labels())
+    for batch_size, devices in ((360, 1), (7, 1), (512, 8)):  # 7 pads the last batch, 512 is more than there is
+        with config.unlocked():
+            config.probe.batch_size, config.devices = batch_size, devices
+        other = build(config)
+        variables = jax.device_put(jax.device_get(state.variables), jax.sharding.NamedSharding(other.mesh, jax.P()))
+        again = other.features(variables, source)
+        np.testing.assert_allclose(again.r, features.r, rtol=1e-4, atol=1e-5)
+        np.testing.assert_array_equal(again.labels, features.labels)
+
+
+def test_export(run, tmp_path):
+    probe(run["cached"], export=str(tmp_path / "features.npz"), features="all")
+    arrays = np.load(tmp_path / "features.npz")
+    assert {name: arrays[name].shape for name in arrays} == {
+        "r": (360, 32), "z": (360, 8), "labels": (360,),
+        "train_r": (1437, 32), "train_z": (1437, 8), "train_labels": (1437,),
+    }  # fmt: skip
+    np.testing.assert_array_equal(arrays["z"], arrays["r"][:, :8])
+
+
+def test_raw_pixels_are_the_images():
+    experiment = build(tiny_config())
+    source = open_source("digits", dir="", dataset="", split="test")
+    rows = pixels(experiment, source)
+    np.testing.assert_allclose(rows[3], source[3][0].reshape(-1) / 255, atol=1e-6)
+
+
+def test_the_untrained_encoders_statistics_are_settled(run):
+    _, experiment, state = load_run(run["cached"], data_dir=None)
+    variables = untrained_variables(experiment)
+    features = experiment.features(variables, experiment.train_source)
+    # Every BN input is standardised over the data, so r has the size of a half-rectified normal variable's mean.
+    assert 0.1 < features.r.mean() < 3
+    stats = jax.tree.leaves(variables["batch_stats"])
+    assert all(np.isfinite(leaf).all() for leaf in stats)
+    trained = jax.tree.leaves(state.params)[0]
+    assert not np.array_equal(jax.tree.leaves(variables["params"])[0], trained)
+
+
+def test_bad_input(run, tmp_path):
+    with pytest.raises(SettingError, match="holds no checkpoints"):
+        probe(tmp_path)
+    with pytest.raises(SettingError, match="labels_per_class must be at least 0, found -1"):
+        probe(run["cached"], labels_per_class=-1)
+    with pytest.raises(SettingError, match="labels_per_class must be at most .* found 1000"):
+        probe(run["cached"], labels_per_class=1000)
+    with pytest.raises(SettingError, match=r"--export .* cannot be written"):
+        probe(run["cached"], features="all", export=str(tmp_path / "no" / "such" / "file.npz"))
+    with pytest.raises(SettingError, match="invalid choice: 'half'"):
+        main(["--workdir=x", "--features=half"])
+    with pytest.raises(SettingError, match="--workdir"):
+        main([])
+    assert PARTS == ("all", "selected", "rest")
+
+
+def test_parts_that_the_projector_does_not_have(tmp_path):
+    pretrain(tiny_config(total_steps=1, projector__name="linear"), tmp_path / "run")
+    with pytest.raises(SettingError, match="--features must be all for the projector 'linear'.*found 'selected'"):
+        probe(tmp_path / "run", features="selected")
+
+
+def test_one_class_cannot_be_probed(tmp_path):
+    for split in ("train", "test"):
+        write_images(tmp_path / "data" / split / "only", 12)
+    settings = {"total_steps": 1, "batch_size": 8, "data__name": "folder", "data__dir": str(tmp_path / "data")}
+    pretrain(tiny_config(**settings), tmp_path / "run")
+    with pytest.raises(SettingError, match="a probe needs images of two classes or more.*the single class 'only'"):
+        probe(tmp_path / "run")
+    with pytest.raises(SettingError, match="two classes or more"):  # before training, where the config asks for a probe
+        pretrain(tiny_config(**settings, probe__after_training=True), tmp_path / "other")
+
+
+def test_a_test_set_smaller_than_a_batch_is_scored_whole(tmp_path):
+    for split, count in (("train", 40), ("test", 3)):
+        for label in "ab":
+            write_images(tmp_path / "data" / split / label, count, seed=ord(label))
+    settings = {"total_steps": 1, "batch_size": 8, "data__name": "folder", "data__dir": str(tmp_path / "data")}
+    pretrain(tiny_config(**settings), tmp_path / "run")
+    scores = probe(tmp_path / "run", features="all", labels_per_class=0)
+    assert scores["r"].top1 * 6 == pytest.approx(round(scores["r"].top1 * 6), abs=1e-5)  # sixths: every image once
