@@ -30,6 +30,8 @@ def tiny_config(**overrides):
         for parent in parents:
             section = section[parent]
         section[name] = value
+    if config.total_steps == 1:
+        config.optimizer.warmup_steps = 0
     return config
 
 
