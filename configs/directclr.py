@@ -4,8 +4,9 @@ Command:   python -m dcjax.main --config=configs/directclr.py --workdir=runs/dir
            python -m dcjax.main --config=configs/directclr.py:cifar10 --config.data.name=folder --config.data.dir=DIR
 Argument:  imagenet (default), folder, cifar10, tiny_imagenet
 Hardware:  ImageNet: 32 V100 in the paper, at most 128 images each; any number of devices that divides the batch.
-Time:      ImageNet: about 7 hours of pre-training on those 32 V100 (the paper's run; this package's was not measured yet).
-Expect:    62.7 % linear top-1 on ImageNet after 100 epochs with d0 = 360 (Table 1 of the paper; not reproduced here yet).
+Time:      ImageNet: about 7 hours of pre-training on those 32 V100 (the authors' run; not measured with this package).
+Expect:    62.7 % linear top-1 on ImageNet after 100 epochs with d0 = 360 (Table 1 of the paper; not yet reproduced
+           here).
 """
 
 from configs import common

@@ -15,6 +15,8 @@ from ml_collections import ConfigDict, config_flags
 import dcjax
 from dcjax.errors import SettingError, unknown_name
 
+CONFIG_FILE = "config.json"
+
 # A ConfigDict. Its own type makes every access a union of all that a config could hold.
 Config = Any
 
@@ -93,6 +95,19 @@ def _shipped_configs_importable() -> Iterator[None]:
         for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
             del sys.modules[name]
         sys.modules.update(before)
+
+
+def read_config(workdir: pathlib.Path) -> Config:
+    """The config of a run, as its last command had it.
+
+    Raises:
+      ValueError: `config.json` is missing or damaged.
+    """
+    file = workdir / CONFIG_FILE
+    try:
+        return ConfigDict(json.loads(file.read_text())).lock()
+    except (OSError, json.JSONDecodeError) as error:
+        raise SettingError(f"{file} cannot be read ({error}); the command that made the run writes it anew") from error
 
 
 def parse_config(argv: Sequence[str]) -> tuple[str | None, Config, list[str]]:

@@ -13,7 +13,7 @@ import optax
 
 from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space
 from dcjax.collapse import plot_spectra, spectrum
-from dcjax.config import Config, check_same_run
+from dcjax.config import CONFIG_FILE, Config, check_same_run
 from dcjax.data.augment import Augmentation, two_views
 from dcjax.errors import SettingError
 from dcjax.experiment import Experiment, build, open_workdir, run_lengths
@@ -86,7 +86,7 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
     loader = experiment.train_batches(source, batch_size=config.batch_size, views=2, seed=config.seed)
     loader.seek(first_step)
     if jax.process_index() == 0:
-        replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
         print(describe(experiment, first_step, total_steps), flush=True)
     writer = MetricsWriter(workdir, first_step=first_step, total_steps=total_steps, batch_size=config.batch_size)
     monitor = Monitor(writer, every=config.log_every_steps, batch_size=config.batch_size, first_step=first_step)

@@ -2,9 +2,9 @@
 
     python -m dcjax.probe --workdir=runs/directclr
 
-Reads the run's last checkpoint and config. With `probe.cached` the features are computed once and a logistic regression
-is solved on them, beside baselines (raw pixels, the untrained encoder); without, the paper's recipe trains a linear
-classifier by SGD on augmented images. The results are printed and written to probe.json in the run's folder.
+Reads the run's last checkpoint and its config.json. With `probe.cached` the features are computed once and a logistic
+regression is solved on them, beside baselines (raw pixels, the untrained encoder); without, the paper's recipe trains a
+linear classifier by SGD on augmented images. The results are printed and written to probe.json in the run's folder.
 """
 
 import dataclasses
@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from dcjax import cli
 from dcjax.checkpoint import FOLDER, Checkpointer, abstract_state
 from dcjax.collapse import effective_rank, spectrum
-from dcjax.config import Config
+from dcjax.config import Config, read_config
 from dcjax.data import Source, Subset
 from dcjax.data.augment import normalize, one_view
 from dcjax.errors import SettingError
@@ -42,9 +41,9 @@ from dcjax.evaluation import (
 from dcjax.experiment import Experiment, build, check_labels, run_lengths
 from dcjax.files import replace_npz, replace_text
 from dcjax.mesh import replicated
-from dcjax.metrics_writer import METRICS_FILE, read_metrics
 from dcjax.models import SUBVECTOR_PROJECTORS
 from dcjax.pretrain import make_optimizer
+from dcjax.report import Score, losses_line, score_table
 from dcjax.state import TrainState, init_state
 
 PARTS = ("all", "selected", "rest")
@@ -52,19 +51,6 @@ DRAWS = 5  # fixed draws of labelled images that a few-label accuracy averages
 KNN_TEMPERATURE = 0.07
 PIXELS = 32  # raw pixels are compared at this side at most: beyond it a linear classifier on them only grows
 PROBE_STREAM = 2  # folded into the seed's key, apart from parameters and pre-training's augmentation
-
-
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """Accuracies of one representation, as shares of the test images; None where it was not measured."""
-
-    top1: float
-    top5: float
-    knn: float | None = None
-    best_top1: float | None = None  # over the epochs of SGD
-    few_label: float | None = None  # mean over the draws
-    few_label_std: float | None = None
-    effective_rank: float | None = None
 
 
 def probe(
@@ -117,7 +103,7 @@ def probe(
         scores = paper_scores(experiment, state, columns, train, test, per_class)
 
     if jax.process_index() == 0:
-        print(table(scores, experiment, per_class))
+        print(score_table(scores, classes=len(train_source.classes), per_class=per_class))
         print(losses_line(workdir))
         print(f"spectrum: {workdir / 'spectrum.png'}", flush=True)
         record = {name: dataclasses.asdict(row) for name, row in scores.items()}
@@ -136,8 +122,7 @@ def load_run(workdir: pathlib.Path, *, data_dir: str | None) -> tuple[Config, Ex
     step = checkpointer.latest_step()
     if step is None:
         raise SettingError(f"--workdir {workdir} holds no complete checkpoint; let dcjax.main reach its first")
-    _, saved = checkpointer.restore_record(step)
-    config: Config = ConfigDict(saved)
+    config = read_config(workdir)
     if data_dir is not None:
         config.data.dir = data_dir
     experiment = build(config)
@@ -171,9 +156,15 @@ def chosen_columns(experiment: Experiment, features: str | None) -> dict[str, sl
 
 
 def score_features(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, *, config: Config,
-      classes: int, per_class: int
-) -> Score:  # fmt: skip
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    config: Config,
+    classes: int,
+    per_class: int,
+) -> Score:
     """Scores cached features `[n, d]` by logistic regression and nearest neighbours."""
     labels, targets = jnp.asarray(train_labels), jnp.asarray(test_labels)
     x, test_x = standardize(jnp.asarray(train), jnp.asarray(test))
@@ -316,45 +307,6 @@ def pixels(experiment: Experiment, source: Source) -> np.ndarray:
         return plain, plain[:, :0]
 
     return extract(forward, {}, experiment.eval_batches(source), experiment.mesh).r
-
-
-def table(scores: dict[str, Score], experiment: Experiment, per_class: int) -> str:
-    """The scores as text, a row to a representation."""
-    best = any(row.best_top1 is not None for row in scores.values())
-    top5 = len(experiment.train_source.classes) > 5
-    header = ["linear probe", *([f"{per_class} labels/class"] if per_class else []), "all labels"]
-    header += [*(["best epoch"] if best else []), *(["top-5"] if top5 else []), "k-NN", "effective rank"]
-
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{100 * value:.1f}"
-
-    rows = []
-    for name, row in scores.items():
-        cells = [name]
-        if per_class:
-            cells.append(f"{share(row.few_label)} ± {share(row.few_label_std)}")
-        cells += [share(row.top1), *([share(row.best_top1)] if best else []), *([share(row.top5)] if top5 else [])]
-        cells += [share(row.knn), "-" if row.effective_rank is None else f"{row.effective_rank:.1f}"]
-        rows.append(cells)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
-        )
-        return "  ".join([first, *rest])
-
-    rule = "-" * len(line(header))
-    return "\n".join(["", line(header), rule, *map(line, rows), rule, "top-1 accuracy on the test images in %"])
-
-
-def losses_line(workdir: pathlib.Path) -> str:
-    """The first and the last loss of the run."""
-    if not (workdir / METRICS_FILE).exists():
-        return f"loss: no {METRICS_FILE} in {workdir}"
-    rows = read_metrics(workdir)
-    first, last = rows[0], rows[-1]
-    return f"loss: {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"
 
 
 def write_features(path: str, train: Features, test: Features) -> None:

@@ -105,12 +105,12 @@ def test_folders_that_cannot_be_trained_on(tmp_path):
 
 def test_a_tfds_set_that_is_not_there(tmp_path):
     config = tiny_config(data__name="tfds", data__dataset="imagenet2012", data__dir=str(tmp_path))
-    with pytest.raises(SettingError, match="imagenet2012.*not prepared"):
+    with pytest.raises(SettingError, match=r"imagenet2012.*not prepared"):
         pretrain(config, tmp_path / "run")
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SettingError, match="--workdir .* cannot be written to"):
+    with pytest.raises(SettingError, match=r"--workdir .* cannot be written to"):
         main(["--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"])
     assert (tmp_path / "file").read_text() == "in the way"

@@ -14,7 +14,10 @@ ARGUMENTS = {
     "directclr": ["", ":imagenet", ":folder", ":cifar10", ":tiny_imagenet"],
     "simclr": ["", ":mlp", ":linear", ":none,cifar10"],
     "projector": [
-        *(f":{name}" for name in ("none", "orthogonal", "linear", "diagonal", "low_rank", "low_rank_diagonal", "direct")),
+        *(
+            f":{name}"
+            for name in ("none", "orthogonal", "linear", "diagonal", "low_rank", "low_rank_diagonal", "direct")
+        ),
         ":mlp,tiny_imagenet",
     ],
 }
@@ -67,7 +70,8 @@ def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):
 def test_own_configs_may_use_the_shipped_parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text(
-        "from configs import common\n\ndef get_config():\n    config = common.recipe()\n    config.seed = 7\n    return config\n"
+        "from configs import common\n\ndef get_config():\n"
+        "    config = common.recipe()\n    config.seed = 7\n    return config\n"
     )
     assert load_config("mine.py").seed == 7
 
@@ -102,7 +106,10 @@ def test_overrides_have_the_types_of_the_config():
         (["--config=configs/simclr.py:mpl"], "projector 'mpl' is not among mlp, linear, none"),
         (["--config=configs/directclr.py:cifar"], "data set 'cifar' is not known; known: imagenet"),
         (["--config=configs/quickstart.py:x"], "get_config"),
-        (["--config=configs/quickstart.py", "--config.batchsize=3"], "'batchsize' is not known .*did you mean 'batch_size'"),
+        (
+            ["--config=configs/quickstart.py", "--config.batchsize=3"],
+            "'batchsize' is not known .*did you mean 'batch_size'",
+        ),
         (["--config=configs/quickstart.py", "--config.optimizer.lr=3"], "'optimizer.lr' is not known"),
         (["--config=configs/quickstart.py", "--config.batch_size=many"], "batch_size.*many"),
         (["--config=configs/quickstart.py", "--config.model=resnet50"], "'model' is not known"),
@@ -120,7 +127,7 @@ def test_a_config_file_that_fails_is_named(tmp_path):
     with pytest.raises(SettingError, match=r"broken.py: ZeroDivisionError: division by zero"):
         load_config(str(tmp_path / "broken.py"))
     (tmp_path / "empty.py").write_text("")
-    with pytest.raises(SettingError, match="empty.py.*get_config"):
+    with pytest.raises(SettingError, match=r"empty\.py.*get_config"):
         load_config(str(tmp_path / "empty.py"))
 
 

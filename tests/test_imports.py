@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 LAYERS = [
     {"errors", "files"},
     {"losses", "collapse", "toy"},
-    {"models", "optim", "mesh", "data", "checkpoint", "state", "metrics_writer", "monitor", "evaluation"},
+    {"models", "optim", "mesh", "data", "checkpoint", "state", "metrics_writer", "monitor", "evaluation", "report"},
     {"config", "cli"},
     {"experiment"},
     {"pretrain"},

@@ -72,7 +72,7 @@ def test_a_run_leaves_what_the_readme_promises(four_steps):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit_in_a_new_process(four_steps, tmp_path):
-    """SIGTERM after 2 of 4 steps, then the same command: the same parameters, optimiser state, losses and next batch."""
+    """SIGTERM after 2 of 4 steps, then the same command: the same parameters, optimiser, losses and next batch."""
     workdir, expected = tmp_path / "stopped", four_steps[1]
     stop_at_2 = """
 import os, signal
@@ -117,8 +117,8 @@ cli.run(main)
 def test_one_and_eight_devices_give_the_same_losses(tmp_path):
     """The global batch, its BatchNorm statistics and its augmentations do not know how many devices hold them.
 
-    At 16 px and a moderate rate a run is well conditioned: rounding errors stay of their size. (At 8 px with the MLP head
-    one unit in the last place of the parameters grows to 0.03 in five steps, on a single device.)
+    At 16 px and a moderate rate a run is well conditioned: rounding errors stay of their size. (At 8 px with the MLP
+    head one unit in the last place of the parameters grows to 0.03 in five steps, on a single device.)
     """
     settings = {"total_steps": 5, "batch_size": 64, "data__image_size": 16, "projector__d0": 16}
     settings |= {"optimizer__learning_rate": 0.5, "optimizer__warmup_steps": 4}

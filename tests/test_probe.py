@@ -126,7 +126,7 @@ def test_bad_input(run, tmp_path):
         probe(tmp_path)
     with pytest.raises(SettingError, match="labels_per_class must be at least 0, found -1"):
         probe(run["cached"], labels_per_class=-1)
-    with pytest.raises(SettingError, match="labels_per_class must be at most .* found 1000"):
+    with pytest.raises(SettingError, match=r"labels_per_class must be at most .* found 1000"):
         probe(run["cached"], labels_per_class=1000)
     with pytest.raises(SettingError, match=r"--export .* cannot be written"):
         probe(run["cached"], features="all", export=str(tmp_path / "no" / "such" / "file.npz"))
@@ -139,7 +139,7 @@ def test_bad_input(run, tmp_path):
 
 def test_parts_that_the_projector_does_not_have(tmp_path):
     pretrain(tiny_config(total_steps=1, projector__name="linear"), tmp_path / "run")
-    with pytest.raises(SettingError, match="--features must be all for the projector 'linear'.*found 'selected'"):
+    with pytest.raises(SettingError, match=r"--features must be all for the projector 'linear'.*found 'selected'"):
         probe(tmp_path / "run", features="selected")
 
 
@@ -148,7 +148,7 @@ def test_one_class_cannot_be_probed(tmp_path):
         write_images(tmp_path / "data" / split / "only", 12)
     settings = {"total_steps": 1, "batch_size": 8, "data__name": "folder", "data__dir": str(tmp_path / "data")}
     pretrain(tiny_config(**settings), tmp_path / "run")
-    with pytest.raises(SettingError, match="a probe needs images of two classes or more.*the single class 'only'"):
+    with pytest.raises(SettingError, match=r"a probe needs images of two classes or more.*the single class 'only'"):
         probe(tmp_path / "run")
     with pytest.raises(SettingError, match="two classes or more"):  # before training, where the config asks for a probe
         pretrain(tiny_config(**settings, probe__after_training=True), tmp_path / "other")

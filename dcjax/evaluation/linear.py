@@ -66,9 +66,7 @@ def fit_logistic(
     return parameters
 
 
-def standardize(
-    train: Float[Array, "n d"], *others: Float[Array, "m d"]
-) -> tuple[Float[Array, "_ d"], ...]:
+def standardize(train: Float[Array, "n d"], *others: Float[Array, "m d"]) -> tuple[Float[Array, "_ d"], ...]:
     """Centres every feature and divides it by its standard deviation, both over the training rows.
 
     Args:
