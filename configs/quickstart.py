@@ -9,12 +9,13 @@ from configs import common
 def get_config():
     config = common.recipe()
     config.batch_size = 128
-    config.total_steps = 250
+    config.total_steps = 300
     config.log_every_steps = 25
-    config.checkpoint_every_steps = 125
+    config.checkpoint_every_steps = 150
     config.model.update({"name": "resnet18", "width": 0.125, "stem": "small"})
     config.projector.d0 = 16
-    config.optimizer.learning_rate = 1.5
+    config.loss.temperature = 0.2
+    config.optimizer.learning_rate = 5.0
     config.optimizer.warmup_steps = 40
     config.data.update({"name": "digits", "train_split": "train", "test_split": "test"})
     config.data.update({"image_size": 16, "stored_size": 8, "threads": 1})

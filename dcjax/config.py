@@ -48,7 +48,7 @@ def find_config(path: str) -> pathlib.Path:
       ValueError: no such file; the message lists the shipped ones.
     """
     package = pathlib.Path(dcjax.__file__).parent
-    for root in (pathlib.Path(), package.parent, package):
+    for root in (pathlib.Path(), package, package.parent):
         if (root / path).is_file():
             return root / path
     shipped = sorted(p.name for root in (package.parent, package) for p in (root / "configs").glob("*.py"))
@@ -85,7 +85,7 @@ def load_config(spec: str) -> Config:
 def _shipped_configs_importable() -> Iterator[None]:
     """Lets a config file say `from configs import common`, whatever the working directory."""
     package = pathlib.Path(dcjax.__file__).parent
-    root = package.parent if (package.parent / "configs").is_dir() else package
+    root = package if (package / "configs").is_dir() else package.parent
     before = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "configs"}
     sys.path.insert(0, str(root))
     try:
@@ -130,7 +130,7 @@ def parse_config(argv: Sequence[str]) -> tuple[str | None, Config, list[str]]:
         name = flag.lstrip("-") if flag.startswith("-") else ""
         if name == "config":
             spec = value if equals else next(arguments, "")
-        elif re.match(r"(no)?config\.", name):
+        elif re.match(r"config\.", name):
             overrides.append(argument if equals else f"{argument}={next(arguments, '')}")
         else:
             rest.append(argument)

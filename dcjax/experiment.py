@@ -4,8 +4,11 @@ With `main`, `pretrain` and `probe` this is where config objects end: everything
 """
 
 import dataclasses
+import functools
+import math
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,10 +20,11 @@ from dcjax.config import Config
 from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
 from dcjax.data.augment import Augmentation, normalize
 from dcjax.errors import SettingError, unknown_name
-from dcjax.evaluation import Batch, Features, extract
+from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
 from dcjax.losses import LOSSES
 from dcjax.mesh import make_mesh
 from dcjax.models import Network, make_encoder, make_projector
+from dcjax.streams import Stream, host_seed
 
 PREFETCH = 2  # batches that the host reads ahead
 
@@ -34,7 +38,9 @@ class Experiment:
       mesh: the devices.
       train_source: the training images.
       test_source: the test images; None where the data has no labels or no test split.
-      network: encoder, projector and online classifier.
+      network: encoder, projector and online classifier, in the compute dtype of training.
+      exact_network: the same in float32, for features: bfloat16 would put a floor of noise under a collapsed spectrum.
+      frozen_network: `network` without the classifier, in the compute dtype, for the SGD probe's millions of images.
       width: entries of the representation r.
       augmentation: settings of the two views.
     """
@@ -44,16 +50,18 @@ class Experiment:
     train_source: Source
     test_source: Source | None
     network: Network
+    exact_network: Network
+    frozen_network: Network
     width: int
     augmentation: Augmentation
 
-    def train_batches(self, source: Source, *, batch_size: int, views: int, seed: int) -> TrainLoader:
-        """This process's share of shuffled batches without end."""
+    def train_batches(self, source: Source, *, batch_size: int, views: int, stream: Stream) -> TrainLoader:
+        """This process's share of shuffled batches without end, in the order (and with the host crops) of a stream."""
         data = self.config.data
         return train_loader(
             source,
             batch_size=batch_size,
-            seed=seed,
+            seed=host_seed(self.config.seed, stream),
             size=data.image_size,
             stored_size=data.stored_size,
             scale=self.augmentation.crop_scale,
@@ -68,11 +76,9 @@ class Experiment:
     def eval_batches(self, source: Source) -> Iterator[Batch]:
         """This process's share of every image once, in order."""
         data = self.config.data
-        # The masked last batch lets any batch size do: the nearest one that the devices divide.
-        batch_size = -(-self.config.probe.batch_size // self.mesh.size) * self.mesh.size
         return eval_batches(
             source,
-            batch_size=batch_size,
+            batch_size=self.eval_batch_size,
             size=data.image_size,
             stored_size=data.stored_size,
             process_index=jax.process_index(),
@@ -80,20 +86,31 @@ class Experiment:
             threads=data.threads,
         )
 
+    @property
+    def eval_batch_size(self) -> int:
+        """The probe's batch size, rounded up to one that the devices divide; the last batch is padded."""
+        return -(-self.config.probe.batch_size // self.mesh.size) * self.mesh.size
+
     def normalized(self, images: jax.Array) -> jax.Array:
         """uint8 images `[n, s, s, 3]` as the encoder takes them, without augmentation."""
         return normalize(
             images, size=self.config.data.image_size, mean=self.augmentation.mean, std=self.augmentation.std
         )
 
-    def features(self, variables: Any, source: Source) -> Features:
-        """r, z and labels of every image of a source, from the frozen network in evaluation mode."""
+    @functools.cached_property
+    def encode(self) -> Encode:
+        """The frozen network in evaluation mode and full precision, compiled once."""
 
         def forward(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-            out: Any = self.network.apply(variables, self.normalized(images), train=False)
+            with jax.default_matmul_precision("float32"):  # the default is TF32 on a GPU and bfloat16 on a TPU
+                out: Any = self.exact_network.apply(variables, self.normalized(images), train=False)
             return out[:2]
 
-        return extract(forward, variables, self.eval_batches(source), self.mesh)
+        return make_encode(forward, self.mesh)
+
+    def features(self, variables: Any, source: Source) -> Features:
+        """r, z and labels of every image of a source."""
+        return extract(self.encode, variables, self.eval_batches(source), self.mesh, images=len(source))
 
 
 def build(config: Config) -> Experiment:
@@ -109,8 +126,12 @@ def build(config: Config) -> Experiment:
     if not config.loss.temperature > 0:
         raise SettingError(f"loss.temperature must be positive, found {config.loss.temperature}")
     model, dtype = config.model, compute_dtype(config.model.dtype)
-    encoder = make_encoder(model.name, width=model.width, stem=model.stem, dtype=dtype, remat=model.remat)
-    projector = make_projector(width=encoder.features, dtype=dtype, **config.projector)
+
+    def network(dtype: Any, classes: int) -> Network:
+        encoder = make_encoder(model.name, width=model.width, stem=model.stem, dtype=dtype, remat=model.remat)
+        return Network(encoder, make_projector(width=encoder.features, dtype=dtype, **config.projector), classes)
+
+    width = network(dtype, 0).encoder.features
     augmentation = Augmentation(**config.augment)
 
     data = config.data
@@ -122,8 +143,17 @@ def build(config: Config) -> Experiment:
         )
     if config.probe.after_training:
         check_labels(config, train_source)
-    network = Network(encoder, projector, classes=len(train_source.classes))
-    return Experiment(config, mesh, train_source, test_source, network, encoder.features, augmentation)
+    return Experiment(
+        config,
+        mesh,
+        train_source,
+        test_source,
+        network=network(dtype, len(train_source.classes)),
+        exact_network=network(jnp.float32, 0),
+        frozen_network=network(dtype, 0),
+        width=width,
+        augmentation=augmentation,
+    )
 
 
 def check_counts(config: Config) -> None:
@@ -137,10 +167,21 @@ def check_counts(config: Config) -> None:
         "probe.batch_size": (config.probe.batch_size, 1),
         "probe.epochs": (config.probe.epochs, 1),
         "probe.labels_per_class": (config.probe.labels_per_class, 0),
+        "probe.neighbors": (config.probe.neighbors, 1),
     }
     for setting, (found, least) in counts.items():
         if found < least:
             raise SettingError(f"{setting} must be at least {least}, found {found}")
+    if not 0 <= config.seed < 2**32:
+        raise SettingError(f"seed must be from 0 to 2^32 - 1, found {config.seed}")
+    for setting, value in (("total_epochs", config.total_epochs), ("warmup_epochs", config.optimizer.warmup_epochs)):
+        if not math.isfinite(value):
+            raise SettingError(f"{setting} must be a finite number, found {value}")
+    if not (config.probe.learning_rate > 0 and 0 <= config.probe.momentum < 1 and config.probe.weight_decay >= 0):
+        raise SettingError(
+            "probe.learning_rate must be positive, probe.momentum in [0, 1) and probe.weight_decay at least 0, found "
+            f"{config.probe.learning_rate}, {config.probe.momentum} and {config.probe.weight_decay}"
+        )
 
 
 def compute_dtype(name: str) -> Any:
@@ -182,14 +223,13 @@ def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
     Raises:
       ValueError: it cannot be made or written to.
     """
+    if "://" in str(workdir):
+        raise SettingError(f"--workdir must be a path that every host has mounted, found the address {workdir}")
     path = pathlib.Path(workdir).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        trial = path / f".writable-{os.getpid()}"
-        trial.touch()
-        trial.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
-        raise SettingError(
-            f"--workdir {path} cannot be written to ({error.strerror}); name a folder that can"
-        ) from error
+        reason = error.strerror
+        raise SettingError(f"--workdir {path} cannot be written to ({reason}); name a folder that can") from error
     return path

@@ -1,7 +1,5 @@
 """The device mesh and the two shardings of the package: batches split over it, everything else on every device."""
 
-from typing import Any
-
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -62,13 +60,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
-def check_batch(batch_size: int, mesh: Mesh, *, setting: str = "batch_size") -> None:
+def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raises `ValueError` where the devices do not divide the global batch."""
     if batch_size < 1 or batch_size % mesh.size:
         lower = batch_size // mesh.size * mesh.size
         near = f"{lower} or {lower + mesh.size}" if lower > 0 else f"{mesh.size}"
         raise SettingError(
-            f"{setting} must be a multiple of the {mesh.size} device(s), e.g. {near}; found {batch_size}"
+            f"batch_size must be a multiple of the {mesh.size} device(s), e.g. {near}; found {batch_size}"
         )
 
 
@@ -84,8 +82,3 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     """
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
-
-
-def to_host(tree: Any) -> Any:
-    """Fetches replicated arrays as NumPy arrays, on every process."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))

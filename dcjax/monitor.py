@@ -16,6 +16,9 @@ from dcjax.metrics_writer import MetricsWriter
 # NaNs pile up.
 STEPS_IN_FLIGHT = 2
 
+# What must be finite: the step itself, and the parameters and batch statistics that it leaves.
+GUARDED = ("loss", "gradient_norm", "parameter_norm", "statistics_norm")
+
 
 class NotFiniteError(SettingError):
     """The loss or the gradient is NaN or infinite."""
@@ -61,7 +64,7 @@ class Monitor:
     def _read(self) -> None:
         step, metrics = self._in_flight.popleft()
         row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "gradient_norm"):
+        for name in GUARDED:
             if not math.isfinite(row[name]):
                 self._in_flight.clear()
                 raise NotFiniteError(

@@ -9,11 +9,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space
 from dcjax.collapse import plot_spectra, spectrum
 from dcjax.config import CONFIG_FILE, Config, check_same_run
+from dcjax.data import Subset
 from dcjax.data.augment import Augmentation, two_views
 from dcjax.errors import SettingError
 from dcjax.experiment import Experiment, build, open_workdir, run_lengths
@@ -24,8 +26,10 @@ from dcjax.metrics_writer import MetricsWriter
 from dcjax.monitor import Monitor, NotFiniteError, StopRequest
 from dcjax.optim import lars, warmup_cosine
 from dcjax.state import TrainState, init_state
+from dcjax.streams import Stream, device_key
 
-AUGMENTATION_STREAM = 1  # folded into the seed's key, from which the parameters are drawn
+SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
+SPECTRUM_IMAGES = 25_600  # of the training split, where it stands in for a test split
 
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
@@ -83,7 +87,7 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
         checkpointer.save(step, state=state, position={**position, "step": step}, config=json.loads(json.dumps(record)))
 
     # The data, from the position that the step alone determines.
-    loader = experiment.train_batches(source, batch_size=config.batch_size, views=2, seed=config.seed)
+    loader = experiment.train_batches(source, batch_size=config.batch_size, views=2, stream=Stream.ORDER)
     loader.seek(first_step)
     if jax.process_index() == 0:
         replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
@@ -107,9 +111,11 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
         monitor.drain()
         save(step)
     except SettingError as error:
-        if step > first_step and not isinstance(error, NotFiniteError):
+        # A damaged image is no reason to lose the steps before it. With several processes only this one knows of it,
+        # and a checkpoint is written together: there the last regular one must do.
+        if step > first_step and not isinstance(error, NotFiniteError) and jax.process_count() == 1:
             monitor.drain()
-            save(step)  # a damaged image is no reason to lose the steps before it
+            save(step)
         raise
     finally:
         monitor.flush()
@@ -162,7 +168,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(seed), AUGMENTATION_STREAM)
+        key = device_key(seed, Stream.AUGMENTATION)
         x, x_prime = two_views(batch["image"], key, batch["position"], size=image_size, settings=augmentation)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
@@ -188,9 +194,15 @@ def make_train_step(
             return contrastive + online, (batch_stats, metrics)
 
         gradient, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
-        metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": schedule(state.step)}
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "gradient_norm": optax.tree.norm(gradient),
+            # Of the state that this step leaves: what a checkpoint holds has been seen to be finite.
+            "parameter_norm": optax.tree.norm(params),
+            "statistics_norm": optax.tree.norm(batch_stats),
+            "learning_rate": schedule(state.step),
+        }
         next_state = TrainState(state.step + 1, params, batch_stats, state.constants, opt_state)
         return next_state, metrics
 
@@ -240,18 +252,28 @@ def write_spectrum(experiment: Experiment, state: TrainState, workdir: pathlib.P
     """Writes the spectra of r and z on the test images as `spectrum.npz` and `spectrum.png`.
 
     The file holds eq. 1 as it stands (`r`, `z`) and of rows of norm 1 (`r_unit`, `z_unit`), which the plot shows, as
-    the authors' plots do: the loss sees directions only, and r and z fit on one scale.
+    the authors' plots do: the loss sees directions only, and r and z fit on one scale. Each also as its natural
+    logarithm (`ln_r`, ...; -inf for an exact zero). Without a test split, up to 25,600 evenly spaced training images
+    stand in.
     """
-    test = experiment.test_source
-    source = experiment.train_source if test is None else test
+    split, source = "test", experiment.test_source
+    if source is None:
+        split, source = "training", experiment.train_source
+        if len(source) > SPECTRUM_IMAGES:
+            source = Subset(source, np.linspace(0, len(source) - 1, SPECTRUM_IMAGES).astype(np.int64))
     features = experiment.features(state.variables, source)
     if jax.process_index() != 0:
         return
-    plain = {name: spectrum(rows, normalize=False) for name, rows in (("r", features.r), ("z", features.z))}
-    unit = {name: spectrum(rows, normalize=True) for name, rows in (("r", features.r), ("z", features.z))}
-    replace_npz(workdir / "spectrum.npz", plain | {f"{name}_unit": values for name, values in unit.items()})
-    labels = {"r": f"representation r ({len(unit['r'])}-d)", "z": f"embedding z ({len(unit['z'])}-d)"}
-    split = "training" if test is None else "test"
+    spectra = {}
+    for name, rows in (("r", features.r), ("z", features.z)):
+        spectra |= {name: spectrum(rows, normalize=False), f"{name}_unit": spectrum(rows, normalize=True)}
+    with np.errstate(divide="ignore"):
+        logarithms = {f"ln_{name}": np.log(values) for name, values in spectra.items()}
+    replace_npz(workdir / SPECTRUM_FILE, spectra | logarithms)
+    curves = {
+        f"representation r ({len(spectra['r'])}-d)": spectra["r_unit"],
+        f"embedding z ({len(spectra['z'])}-d)": spectra["z_unit"],
+    }
     title = f"{experiment.config.projector.name} projector, {len(features.r)} {split} images"
-    plot_spectra({labels[name]: values for name, values in unit.items()}, workdir / "spectrum.png", title=title)
-    print(f"dcjax: spectrum of r and z in {workdir / 'spectrum.png'}", flush=True)
+    plot_spectra(curves, workdir / SPECTRUM_PLOT, title=title)
+    print(f"dcjax: spectrum of r and z in {workdir / SPECTRUM_PLOT}", flush=True)

@@ -12,7 +12,8 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,36 +22,40 @@ import numpy as np
 import optax
 
 from dcjax import cli
-from dcjax.checkpoint import FOLDER, Checkpointer, abstract_state
+from dcjax.checkpoint import FOLDER, Checkpointer
 from dcjax.collapse import effective_rank, spectrum
-from dcjax.config import Config, read_config
+from dcjax.config import read_config
 from dcjax.data import Source, Subset
 from dcjax.data.augment import normalize, one_view
 from dcjax.errors import SettingError
 from dcjax.evaluation import (
+    TOLERANCE,
     Features,
     draw_labelled,
     extract,
     fit_logistic,
     knn_accuracy,
+    make_encode,
     settle_batch_stats,
     sgd_probe,
     standardize,
     top_k_accuracy,
 )
-from dcjax.experiment import Experiment, build, check_labels, run_lengths
+from dcjax.experiment import Experiment, build, check_labels
 from dcjax.files import replace_npz, replace_text
-from dcjax.mesh import replicated
+from dcjax.mesh import batch_sharding, replicated, to_devices
 from dcjax.models import SUBVECTOR_PROJECTORS
-from dcjax.pretrain import make_optimizer
+from dcjax.models.resnet import BN_MOMENTUM
+from dcjax.pretrain import SPECTRUM_PLOT
 from dcjax.report import Score, losses_line, score_table
-from dcjax.state import TrainState, init_state
+from dcjax.state import init_state
+from dcjax.streams import Stream, device_key, host_seed
 
 PARTS = ("all", "selected", "rest")
 DRAWS = 5  # fixed draws of labelled images that a few-label accuracy averages
 KNN_TEMPERATURE = 0.07
 PIXELS = 32  # raw pixels are compared at this side at most: beyond it a linear classifier on them only grows
-PROBE_STREAM = 2  # folded into the seed's key, apart from parameters and pre-training's augmentation
+RESULTS_FILE = "probe.json"
 
 
 def probe(
@@ -59,81 +64,93 @@ def probe(
     features: str | None = None,
     labels_per_class: int | None = None,
     data_dir: str | None = None,
+    devices: int = 0,
     export: str | None = None,
 ) -> dict[str, Score]:
     """Scores the encoder of a run on the test split.
 
     Args:
       workdir: the run's folder.
-      features: "all" for r, "selected" for r[:d0], "rest" for r[d0:]; None for each of them that the projector has.
+      features: "all" for r, "selected" for r[:d0], "rest" for r[d0:]; None for each of them that the projector has, and
+        the baselines.
       labels_per_class: also score with so few labels, averaged over 5 fixed draws; 0 for not; None as the config says.
       data_dir: where the data lies now, where that is not where the run found it.
+      devices: how many devices to use; 0 for all.
       export: a file for r, z and labels of the test images (and `train_r` ... of the training images), as .npz.
 
     Returns:
       Row name to scores, as they are printed.
 
     Raises:
-      ValueError: no checkpoint, an unknown or missing part, data without classes, or too few labels.
+      ValueError: no checkpoint, an unknown or missing part, data without classes, too few labels, or a file that cannot
+        be written.
     """
     workdir = pathlib.Path(workdir).expanduser().absolute()
-    config, experiment, state = load_run(workdir, data_dir=data_dir)
+    experiment, variables, step = load_run(workdir, data_dir=data_dir, devices=devices)
+    config = experiment.config
     check_labels(config, experiment.train_source)
     columns = chosen_columns(experiment, features)
     per_class = config.probe.labels_per_class if labels_per_class is None else labels_per_class
     if per_class < 0:
         raise SettingError(f"labels_per_class must be at least 0, found {per_class}")
+    if export:
+        check_export(export)
     train_source, test_source = experiment.train_source, experiment.test_source
     assert test_source is not None  # check_labels: a labelled source with a test split
 
-    train = experiment.features(state.variables, train_source)
-    test = experiment.features(state.variables, test_source)
-    score = functools.partial(score_features, config=config, classes=len(train_source.classes), per_class=per_class)
-    if config.probe.cached:
-        scores = {
-            name: score(train.r[:, part], train.labels, test.r[:, part], test.labels) for name, part in columns.items()
-        }
+    train = experiment.features(variables, train_source)
+    test = experiment.features(variables, test_source)
+    if export and jax.process_index() == 0:
+        write_features(export, train, test)
+    draws = [draw_labelled(train.labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
+    linear = None if config.probe.cached else run_sgd_probes(experiment, variables, columns, test, draws)
+
+    def score(name: str, train_rows: np.ndarray, test_rows: np.ndarray) -> Score:
+        result = cached_scores(experiment, train_rows, train.labels, test_rows, test.labels, draws)
+        return result if linear is None else dataclasses.replace(result, **linear.get(name, {}))
+
+    scores = {name: score(name, train.r[:, part], test.r[:, part]) for name, part in columns.items()}
+    if features is None:
         untrained = untrained_variables(experiment)
         for name, of in (
             ("raw pixels", lambda source: pixels(experiment, source)),
             ("untrained encoder", lambda source: experiment.features(untrained, source).r),
         ):
-            scores[name] = score(of(train_source), train.labels, of(test_source), test.labels)
-    else:
-        scores = paper_scores(experiment, state, columns, train, test, per_class)
-
+            scores[name] = score(name, of(train_source), of(test_source))
     if jax.process_index() == 0:
         print(score_table(scores, classes=len(train_source.classes), per_class=per_class))
         print(losses_line(workdir))
-        print(f"spectrum: {workdir / 'spectrum.png'}", flush=True)
-        record = {name: dataclasses.asdict(row) for name, row in scores.items()}
-        record = {"step": int(state.step), "labels_per_class": per_class, "scores": record}
-        replace_text(workdir / "probe.json", json.dumps(record, indent=2) + "\n")
-        if export:
-            write_features(export, train, test)
+        if (workdir / SPECTRUM_PLOT).exists():
+            print(f"spectrum: {workdir / SPECTRUM_PLOT}", flush=True)
+        rows = {name: dataclasses.asdict(row) for name, row in scores.items()}
+        record = {"step": step, "labels_per_class": per_class, "scores": rows}
+        replace_text(workdir / RESULTS_FILE, json.dumps(record, indent=2) + "\n")
     return scores
 
 
-def load_run(workdir: pathlib.Path, *, data_dir: str | None) -> tuple[Config, Experiment, TrainState]:
-    """The config, the modules and the last state of a run."""
+def load_run(
+    workdir: pathlib.Path, *, data_dir: str | None = None, devices: int = 0
+) -> tuple[Experiment, dict[str, Any], int]:
+    """The modules of a run, the variables of its last checkpoint, and the step of that.
+
+    Only what the frozen network needs is kept, in the shapes that were saved: the data may have other classes than
+    those of the run's online classifier, or the run's may have had none.
+    """
     if not (workdir / FOLDER).is_dir():
         raise SettingError(f"--workdir {workdir} holds no checkpoints; name the folder of a run of dcjax.main")
-    checkpointer = Checkpointer(workdir)
+    checkpointer = Checkpointer(workdir, read_only=True)
     step = checkpointer.latest_step()
     if step is None:
         raise SettingError(f"--workdir {workdir} holds no complete checkpoint; let dcjax.main reach its first")
     config = read_config(workdir)
+    config.devices = devices
     if data_dir is not None:
         config.data.dir = data_dir
     experiment = build(config)
-    total_steps, warmup_steps = run_lengths(config, len(experiment.train_source))
-    optimizer, _ = make_optimizer(config, total_steps=total_steps, warmup_steps=warmup_steps)
-    initial = functools.partial(
-        init_state, experiment.network, optimizer, seed=config.seed, image_size=config.data.image_size
-    )
-    state = checkpointer.restore_state(step, abstract_state(jax.eval_shape(initial), replicated(experiment.mesh)))
+    saved = checkpointer.restore_saved(step, replicated(experiment.mesh))
     checkpointer.close()
-    return config, experiment, state
+    params = {name: saved["params"].get(name, {}) for name in ("encoder", "projector")}
+    return experiment, {"params": params, "batch_stats": saved["batch_stats"], "constants": saved["constants"]}, step
 
 
 def chosen_columns(experiment: Experiment, features: str | None) -> dict[str, slice]:
@@ -155,91 +172,97 @@ def chosen_columns(experiment: Experiment, features: str | None) -> dict[str, sl
     return dict(chosen.values())
 
 
-def score_features(
+def cached_scores(
+    experiment: Experiment,
     train: np.ndarray,
     train_labels: np.ndarray,
     test: np.ndarray,
     test_labels: np.ndarray,
-    *,
-    config: Config,
-    classes: int,
-    per_class: int,
+    draws: Sequence[np.ndarray],
 ) -> Score:
-    """Scores cached features `[n, d]` by logistic regression and nearest neighbours."""
+    """Scores features `[n, d]` by nearest neighbours and, with `probe.cached`, by logistic regression.
+
+    The features are standardised over all training rows, those of a few-label draw too: this uses images, not labels,
+    that the draw leaves out.
+    """
+    settings, classes = experiment.config.probe, len(experiment.train_source.classes)
     labels, targets = jnp.asarray(train_labels), jnp.asarray(test_labels)
-    x, test_x = standardize(jnp.asarray(train), jnp.asarray(test))
-    classifier = fit_logistic(x, labels, classes=classes)
-    few = None
-    if per_class:
-        draws = np.stack([draw_labelled(train_labels, per_class=per_class, draw=draw) for draw in range(DRAWS)])
-        fitted = jax.vmap(functools.partial(fit_logistic, classes=classes))(x[draws], labels[draws])
-        few = jax.vmap(functools.partial(top_k_accuracy, k=1), (0, None, None))(fitted, test_x, targets)
-    return Score(
-        top1=float(top_k_accuracy(classifier, test_x, targets, k=1)),
-        top5=float(top_k_accuracy(classifier, test_x, targets, k=5)),
-        knn=nearest_neighbours(config, train, labels, test, targets, classes),
-        few_label=None if few is None else float(jnp.mean(few)),
-        few_label_std=None if few is None else float(jnp.std(few, ddof=1)),
-        effective_rank=rank_of(test),
+    neighbours = knn_accuracy(
+        jnp.asarray(train),
+        labels,
+        jnp.asarray(test),
+        targets,
+        classes=classes,
+        neighbors=settings.neighbors,
+        temperature=KNN_TEMPERATURE,
     )
+    result = Score(knn=neighbours, effective_rank=effective_rank(np.sqrt(spectrum(test, normalize=False))))
+    if not settings.cached:
+        return result
+    x, test_x = standardize(jnp.asarray(train), jnp.asarray(test))
+    fits = {"all": fit_logistic(x, labels, classes=classes)}
+    top1, top5 = (float(top_k_accuracy(fits["all"], test_x, targets, k=k)) for k in (1, 5))
+    result = dataclasses.replace(result, top1=top1, top5=top5)
+    if draws:
+        chosen = np.stack(draws)
+        fits["few"] = jax.vmap(functools.partial(fit_logistic, classes=classes))(x[chosen], labels[chosen])
+        few = jax.vmap(functools.partial(top_k_accuracy, k=1), (0, None, None))(fits["few"], test_x, targets)
+        result = dataclasses.replace(result, few_label=float(few.mean()), few_label_std=float(few.std(ddof=1)))
+    converged = all(float(jnp.max(fit.residual)) <= TOLERANCE for fit in fits.values())
+    return dataclasses.replace(result, converged=converged)
 
 
-def paper_scores(
-    experiment: Experiment,
-    state: TrainState,
-    columns: dict[str, slice],
-    train: Features,
-    test: Features,
-    per_class: int,
-) -> dict[str, Score]:
-    """Scores by the paper's recipe: SGD on augmented images, one classifier to a part of r, all in one pass."""
-    source, classes = experiment.train_source, len(experiment.train_source.classes)
-    config = experiment.config
-    results = run_sgd(experiment, state, columns, source, test)
-    few: dict[str, list[float]] = {name: [] for name in columns}
-    for draw in range(DRAWS if per_class else 0):
-        subset = Subset(source, draw_labelled(train.labels, per_class=per_class, draw=draw))
-        for name, result in run_sgd(experiment, state, columns, subset, test).items():
-            few[name].append(result["top1"])
-    return {
-        name: Score(
-            **results[name],
-            knn=nearest_neighbours(config, train.r[:, part], train.labels, test.r[:, part], test.labels, classes),
-            few_label=float(np.mean(few[name])) if per_class else None,
-            few_label_std=float(np.std(few[name], ddof=1)) if per_class else None,
-            effective_rank=rank_of(test.r[:, part]),
-        )
-        for name, part in columns.items()
-    }
-
-
-def run_sgd(
-    experiment: Experiment, state: TrainState, columns: dict[str, slice], source: Source, test: Features
+def run_sgd_probes(
+    experiment: Experiment, variables: Any, columns: dict[str, slice], test: Features, draws: Sequence[np.ndarray]
 ) -> dict[str, dict[str, float]]:
-    """One run of the paper's probe on a source."""
-    config, settings = experiment.config, experiment.config.probe
-    key = jax.random.fold_in(jax.random.key(config.seed), PROBE_STREAM)
+    """The paper's recipe on all labels, and on each draw of few: row name to fields of `Score`."""
+    represent = make_represent(experiment, variables)
+    source = experiment.train_source
+    results = run_sgd(experiment, represent, columns, source, test)
+    few = [run_sgd(experiment, represent, columns, Subset(source, draw), test) for draw in draws]
+    for name in columns if few else ():
+        top1 = [result[name]["top1"] for result in few]
+        results[name] |= {"few_label": float(np.mean(top1)), "few_label_std": float(np.std(top1, ddof=1))}
+    return results
 
-    def represent(variables: Any, batch: dict[str, jax.Array]) -> jax.Array:
+
+def make_represent(experiment: Experiment, variables: Any) -> Callable[[dict[str, np.ndarray]], Any]:
+    """From a host batch to r and labels on the devices: a crop and a flip, then the frozen encoder, compiled once."""
+    config, mesh = experiment.config, experiment.mesh
+
+    def represent(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         images = one_view(
             batch["image"],
-            key,
+            device_key(config.seed, Stream.PROBE_AUGMENTATION),
             batch["position"],
             size=config.data.image_size,
             settings=experiment.augmentation,
             cropped=config.data.stored_size == 0,
         )
-        return experiment.network.apply(variables, images, train=False)[0]
+        out: Any = experiment.frozen_network.apply(variables, images, train=False)
+        return out[0], batch["label"]
 
-    batch_size = probe_batch_size(experiment, len(source))
-    loader = experiment.train_batches(source, batch_size=batch_size, views=1, seed=config.seed + PROBE_STREAM)
+    compiled = jax.jit(represent, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh))
+    return lambda batch: compiled(variables, to_devices(batch, mesh))
+
+
+def run_sgd(
+    experiment: Experiment,
+    represent: Callable[[dict[str, np.ndarray]], Any],
+    columns: dict[str, slice],
+    source: Source,
+    test: Features,
+) -> dict[str, dict[str, float]]:
+    """One run of the paper's probe on a source."""
+    config, settings, devices = experiment.config, experiment.config.probe, experiment.mesh.size
+    batch_size = max(min(settings.batch_size, len(source)) // devices, 1) * devices
+    loader = experiment.train_batches(source, batch_size=batch_size, views=1, stream=Stream.PROBE_ORDER)
     try:
         return sgd_probe(
             represent,
-            state.variables,
             loader,
-            test,
-            experiment.mesh,
+            test.r,
+            test.labels,
             columns=columns,
             classes=len(experiment.train_source.classes),
             images=len(source),
@@ -248,28 +271,10 @@ def run_sgd(
             learning_rate=settings.learning_rate,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
-            seed=config.seed,
+            key=device_key(config.seed, Stream.PROBE_CLASSIFIER),
         )
     finally:
         loader.close()
-
-
-def probe_batch_size(experiment: Experiment, images: int) -> int:
-    """The probe's batch size: the config's, or less for fewer images, as a multiple of the devices."""
-    devices = experiment.mesh.size
-    return max(min(experiment.config.probe.batch_size, images) // devices, 1) * devices
-
-
-def nearest_neighbours(config: Config, train: Any, labels: Any, test: Any, targets: Any, classes: int) -> float:
-    """The weighted k-NN accuracy of features."""
-    return knn_accuracy(
-        train, labels, test, targets, classes=classes, neighbors=config.probe.neighbors, temperature=KNN_TEMPERATURE
-    )
-
-
-def rank_of(features: np.ndarray) -> float:
-    """The effective rank of centred features."""
-    return effective_rank(np.sqrt(spectrum(features, normalize=False)))
 
 
 def untrained_variables(experiment: Experiment) -> Any:
@@ -278,23 +283,20 @@ def untrained_variables(experiment: Experiment) -> Any:
 
     def initial() -> Any:
         none = optax.identity()
-        return init_state(experiment.network, none, seed=config.seed, image_size=config.data.image_size).variables
+        return init_state(experiment.exact_network, none, seed=config.seed, image_size=config.data.image_size).variables
 
-    def train_forward(variables: Any, images: jax.Array) -> Any:
-        _, updates = experiment.network.apply(
-            variables, experiment.normalized(images), train=True, mutable=["batch_stats"]
-        )
+    def statistics(variables: Any, images: jax.Array) -> Any:
+        normalized = experiment.normalized(images)
+        _, updates = experiment.exact_network.apply(variables, normalized, train=True, mutable=["batch_stats"])
         return updates["batch_stats"]
 
-    batch_size = probe_batch_size(experiment, len(source))
-    # Shuffled, since the images of a folder lie class by class and a batch of one class is not like the data.
-    loader = experiment.train_batches(source, batch_size=batch_size, views=1, seed=config.seed)
-    try:
-        batches = (next(loader) for _ in range(max(len(source) // batch_size, 1)))
-        variables = jax.jit(initial, out_shardings=replicated(experiment.mesh))()
-        return settle_batch_stats(train_forward, variables, batches, experiment.mesh, momentum=0.9)
-    finally:
-        loader.close()
+    # Shuffled, since the images of a folder lie class by class and a batch of one class is not like the data; whole
+    # batches, since a padded one would count its padding.
+    shuffle = np.random.default_rng(host_seed(config.seed, Stream.UNTRAINED_ORDER)).permutation(len(source))
+    whole = max(len(source) // experiment.eval_batch_size, 1) * experiment.eval_batch_size
+    batches = experiment.eval_batches(Subset(source, np.resize(shuffle, whole)))
+    variables = jax.jit(initial, out_shardings=replicated(experiment.mesh))()
+    return settle_batch_stats(statistics, variables, batches, experiment.mesh, momentum=BN_MOMENTUM)
 
 
 def pixels(experiment: Experiment, source: Source) -> np.ndarray:
@@ -306,17 +308,22 @@ def pixels(experiment: Experiment, source: Source) -> np.ndarray:
         plain = normalize(images, size=size, mean=(0.0,) * 3, std=(1.0,) * 3).reshape(len(images), -1)
         return plain, plain[:, :0]
 
-    return extract(forward, {}, experiment.eval_batches(source), experiment.mesh).r
+    encode = make_encode(forward, experiment.mesh)
+    return extract(encode, {}, experiment.eval_batches(source), experiment.mesh, images=len(source)).r
+
+
+def check_export(path: str) -> None:
+    """Raises `ValueError` before any work is done where features could not be written."""
+    try:
+        tempfile.TemporaryFile(dir=pathlib.Path(path).absolute().parent).close()
+    except OSError as error:
+        raise SettingError(f"--export {path} cannot be written ({error.strerror}); name a file that can") from error
 
 
 def write_features(path: str, train: Features, test: Features) -> None:
     """Writes features as one .npz, whole or not at all."""
     arrays = {"r": test.r, "z": test.z, "labels": test.labels}
-    arrays |= {"train_r": train.r, "train_z": train.z, "train_labels": train.labels}
-    try:
-        replace_npz(pathlib.Path(path), arrays)
-    except OSError as error:
-        raise SettingError(f"--export {path} cannot be written ({error.strerror}); name a file that can") from error
+    replace_npz(pathlib.Path(path), arrays | {"train_r": train.r, "train_z": train.z, "train_labels": train.labels})
 
 
 def main(argv: Sequence[str]) -> None:
@@ -329,12 +336,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--labels_per_class", type=int, help="also with so few labels, averaged over 5 fixed draws")
     parser.add_argument("--data_dir", help="where the data lies now (default: where the run found it)")
     parser.add_argument("--export", metavar="FILE.npz", help="write r, z and labels")
+    parser.add_argument("--devices", type=int, default=0, help="how many devices to use (default: all)")
+    cli.add_process_flags(parser)
     flags = parser.parse_args(argv)
+    cli.join_processes(flags)
     probe(
         flags.workdir,
         features=flags.features,
         labels_per_class=flags.labels_per_class,
         data_dir=flags.data_dir,
+        devices=flags.devices,
         export=flags.export,
     )
 

@@ -10,13 +10,14 @@ from dcjax.metrics_writer import METRICS_FILE, read_metrics
 class Score:
     """Accuracies of one representation, as shares of the test images; None where it was not measured."""
 
-    top1: float
-    top5: float
-    knn: float | None = None
+    top1: float | None = None
+    top5: float | None = None
     best_top1: float | None = None  # over the epochs of SGD
     few_label: float | None = None  # mean over the draws
     few_label_std: float | None = None
+    knn: float | None = None
     effective_rank: float | None = None
+    converged: bool = True  # whether the logistic regressions reached their optimum
 
 
 def score_table(scores: dict[str, Score], *, classes: int, per_class: int) -> str:
@@ -37,9 +38,9 @@ def score_table(scores: dict[str, Score], *, classes: int, per_class: int) -> st
 
     rows = []
     for name, row in scores.items():
-        cells = [name]
+        cells = [name if row.converged else f"{name} (not converged)"]
         if per_class:
-            cells.append(f"{share(row.few_label)} ± {share(row.few_label_std)}")
+            cells.append("-" if row.few_label is None else f"{share(row.few_label)} ± {share(row.few_label_std)}")
         cells += [share(row.top1), *([share(row.best_top1)] if best else []), *([share(row.top5)] if top5 else [])]
         cells += [share(row.knn), "-" if row.effective_rank is None else f"{row.effective_rank:.1f}"]
         rows.append(cells)
@@ -60,5 +61,7 @@ def losses_line(workdir: pathlib.Path) -> str:
     if not (workdir / METRICS_FILE).exists():
         return f"loss: no {METRICS_FILE} in {workdir}"
     rows = read_metrics(workdir)
+    if not rows:
+        return f"loss: no line in {workdir / METRICS_FILE}"
     first, last = rows[0], rows[-1]
     return f"loss: {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dcjax.streams import Stream, device_key
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -48,7 +50,7 @@ def init_state(
       The state at step 0.
     """
     images = jnp.zeros((2, image_size, image_size, 3))
-    variables = network.init(jax.random.key(seed), images, train=False)
+    variables = network.init(device_key(seed, Stream.PARAMETERS), images, train=False)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=variables["params"],

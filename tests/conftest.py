@@ -11,7 +11,12 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettemp
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax  # noqa: E402  (the environment above must be set before JAX starts)
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# The shapes that the annotations of the numeric parts promise are checked in tests, and only there.
+CHECKED = ["dcjax.losses", "dcjax.collapse", "dcjax.data.image_ops"]
+jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -21,6 +26,14 @@ def strict_dtypes():
     """Numeric code under test must not promote dtypes or ranks silently."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """Lets wrong shapes through to the function, whose own errors are under test."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ def tiny_config(**overrides):
         "projector.d0": 8,
         "projector.hidden": 16,
         "projector.features": 8,
+        "loss.temperature": 0.1,
+        "optimizer.learning_rate": 1.5,
         "optimizer.warmup_steps": 1,
         "data.image_size": 8,
         "probe.after_training": False,

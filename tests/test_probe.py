@@ -1,8 +1,10 @@
 """The probe, end to end on a tiny run."""
 
+import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_config, write_images
@@ -10,8 +12,9 @@ from helpers import tiny_config, write_images
 from dcjax.data import open_source
 from dcjax.errors import SettingError
 from dcjax.experiment import build
+from dcjax.models.conv import conv2d
 from dcjax.pretrain import pretrain
-from dcjax.probe import PARTS, load_run, main, pixels, probe, untrained_variables
+from dcjax.probe import PARTS, load_run, main, make_represent, pixels, probe, untrained_variables
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def run(tmp_path_factory):
 
 
 def test_the_table_of_the_quickstart(run, capsys):
-    scores = probe(run["cached"])
+    scores = probe(run["cached"], devices=1)
     assert list(scores) == ["r", "r[:8]", "r[8:]", "raw pixels", "untrained encoder"]
     for row in scores.values():
         assert 0 < row.few_label <= 1
@@ -46,7 +49,7 @@ def test_the_table_of_the_quickstart(run, capsys):
 
 
 def test_the_papers_recipe(run, capsys):
-    scores = probe(run["paper"], features="selected")
+    scores = probe(run["paper"], features="selected", devices=1)
     assert list(scores) == ["r[:8]"]
     assert scores["r[:8]"].best_top1 >= scores["r[:8]"].top1
     assert scores["r[:8]"].few_label is None
@@ -54,15 +57,15 @@ def test_the_papers_recipe(run, capsys):
 
 
 def test_the_papers_recipe_with_few_labels(run):
-    scores = probe(run["paper"], features="rest", labels_per_class=3)
+    scores = probe(run["paper"], features="rest", labels_per_class=3, devices=1)
     assert 0 < scores["r[8:]"].few_label <= 1
     assert scores["r[8:]"].few_label_std is not None
 
 
 def test_the_encoder_stays_as_it_was(run, monkeypatch):
-    """Neither parameters nor batch statistics change, in the checkpoint or in memory, whichever probe is trained."""
-    _, _, before = load_run(run["paper"], data_dir=None)
+    """Neither parameters nor batch statistics change, on disk or in memory, whichever probe is trained."""
     files = {p: p.read_bytes() for p in (run["paper"] / "checkpoints").rglob("*") if p.is_file()}
+    before = jax.device_get(load_run(run["paper"], devices=1)[1])
     held = []
 
     def remember(*args, **kwargs):
@@ -70,30 +73,72 @@ def test_the_encoder_stays_as_it_was(run, monkeypatch):
         return held[-1]
 
     monkeypatch.setattr("dcjax.probe.load_run", remember)
-    probe(run["paper"], features="all")
-    jax.tree.map(np.testing.assert_array_equal, held[0][2], before)
+    probe(run["paper"], features="all", devices=1)
+    jax.tree.map(np.testing.assert_array_equal, held[0][1], before)
     assert files == {p: p.read_bytes() for p in files}
+
+
+def test_the_probe_sees_the_representation_of_evaluation_mode(run):
+    """With crops of the whole image and no flip, SGD trains on what is tested: r by the running statistics."""
+    experiment, variables, _ = load_run(run["paper"], devices=1)
+    whole = dataclasses.replace(experiment.augmentation, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+    experiment = dataclasses.replace(experiment, augmentation=whole)
+    features = experiment.features(variables, experiment.test_source)
+    batch = next(experiment.eval_batches(experiment.test_source))
+    r, labels = make_represent(experiment, variables)(
+        {"image": batch["image"], "label": batch["label"], "position": batch["index"].astype(np.uint32)}
+    )
+    # float32 sums in another order, around entries of another size than the rest
+    np.testing.assert_allclose(r, features.r[: len(r)], rtol=1e-4, atol=1e-5 * features.r.max())
+    np.testing.assert_array_equal(labels, features.labels[: len(r)])
+
+
+def test_probing_leaves_what_a_run_is_writing(run):
+    unfinished = run["cached"] / "checkpoints" / "7.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    load_run(run["cached"], devices=1)
+    assert unfinished.exists()
+    unfinished.rmdir()
 
 
 def test_features_do_not_depend_on_the_batch_or_the_devices(run):
     """Evaluation mode: an image's features are its own; every test image is there once, in order."""
-    config, experiment, state = load_run(run["cached"], data_dir=None)
+    experiment, variables, _ = load_run(run["cached"], devices=1)
     source = experiment.test_source
-    features = experiment.features(state.variables, source)
+    features = experiment.features(variables, source)
     assert features.r.shape == (360, 32)
-    np.testing.assert_array_equal(features.labels, source.labels())
+    expected = [source[i][1] for i in range(360)]
+    np.testing.assert_array_equal(features.labels, expected)
     for batch_size, devices in ((360, 1), (7, 1), (512, 8)):  # 7 pads the last batch, 512 is more than there is
-        with config.unlocked():
-            config.probe.batch_size, config.devices = batch_size, devices
-        other = build(config)
-        variables = jax.device_put(jax.device_get(state.variables), jax.sharding.NamedSharding(other.mesh, jax.P()))
+        other, variables, _ = load_run(run["cached"], devices=devices)
+        other.config.probe.batch_size = batch_size
         again = other.features(variables, source)
-        np.testing.assert_allclose(again.r, features.r, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(again.labels, features.labels)
+        np.testing.assert_allclose(again.r, features.r, rtol=1e-4, atol=1e-5 * features.r.max())
+        np.testing.assert_array_equal(again.labels, expected)
+
+
+def test_features_are_float32_whatever_the_training_was(run, tmp_path):
+    """bfloat16 would put a floor of noise under the spectrum."""
+    pretrain(tiny_config(total_steps=2, model__dtype="bfloat16"), tmp_path / "half")
+    experiment, variables, _ = load_run(tmp_path / "half", devices=1)
+    wide = dataclasses.replace(experiment, exact_network=load_run(run["cached"], devices=1)[0].exact_network)
+    rows = [e.features(variables, e.test_source).r for e in (experiment, wide)]
+    np.testing.assert_array_equal(*rows)
+
+
+def test_a_run_without_labels_is_probed_on_labelled_images(tmp_path):
+    """What was saved decides the shapes of the network, not the data that it is probed on."""
+    write_images(tmp_path / "flat", 20)
+    pretrain(tiny_config(total_steps=1, data__name="folder", data__dir=str(tmp_path / "flat")), tmp_path / "run")
+    for split in ("train", "test"):
+        for label in "abc":
+            write_images(tmp_path / "labelled" / split / label, 7)
+    scores = probe(tmp_path / "run", data_dir=str(tmp_path / "labelled"), labels_per_class=2, features="all", devices=1)
+    assert 0 <= scores["r"].few_label <= 1
 
 
 def test_export(run, tmp_path):
-    probe(run["cached"], export=str(tmp_path / "features.npz"), features="all")
+    probe(run["cached"], export=str(tmp_path / "features.npz"), features="all", devices=1)
     arrays = np.load(tmp_path / "features.npz")
     assert {name: arrays[name].shape for name in arrays} == {
         "r": (360, 32), "z": (360, 8), "labels": (360,),
@@ -110,15 +155,17 @@ def test_raw_pixels_are_the_images():
 
 
 def test_the_untrained_encoders_statistics_are_settled(run):
-    _, experiment, state = load_run(run["cached"], data_dir=None)
+    """With one batch of all images, the settled statistics of the first BatchNorm are those of its input."""
+    experiment, _, _ = load_run(run["cached"], devices=1)
+    experiment.config.probe.batch_size = 1437
     variables = untrained_variables(experiment)
-    features = experiment.features(variables, experiment.train_source)
-    # Every BN input is standardised over the data, so r has the size of a half-rectified normal variable's mean.
-    assert 0.1 < features.r.mean() < 3
-    stats = jax.tree.leaves(variables["batch_stats"])
-    assert all(np.isfinite(leaf).all() for leaf in stats)
-    trained = jax.tree.leaves(state.params)[0]
-    assert not np.array_equal(jax.tree.leaves(variables["params"])[0], trained)
+    batch = next(experiment.eval_batches(experiment.train_source))
+    kernel = variables["params"]["encoder"]["conv1"]["kernel"]
+    images = experiment.normalized(jnp.asarray(batch["image"]))
+    h = conv2d(images, kernel, strides=(1, 1), padding=((1, 1), (1, 1)))
+    found = variables["batch_stats"]["encoder"]["bn1"]
+    np.testing.assert_allclose(found["mean"], h.mean((0, 1, 2)), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(found["var"], h.var((0, 1, 2)), rtol=1e-3)
 
 
 def test_bad_input(run, tmp_path):
@@ -160,5 +207,5 @@ def test_a_test_set_smaller_than_a_batch_is_scored_whole(tmp_path):
             write_images(tmp_path / "data" / split / label, count, seed=ord(label))
     settings = {"total_steps": 1, "batch_size": 8, "data__name": "folder", "data__dir": str(tmp_path / "data")}
     pretrain(tiny_config(**settings), tmp_path / "run")
-    scores = probe(tmp_path / "run", features="all", labels_per_class=0)
+    scores = probe(tmp_path / "run", features="all", labels_per_class=0, devices=1)
     assert scores["r"].top1 * 6 == pytest.approx(round(scores["r"].top1 * 6), abs=1e-5)  # sixths: every image once

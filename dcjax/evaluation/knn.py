@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from dcjax.errors import SettingError
 from dcjax.losses import unit_rows
 
-BLOCK = 256  # test rows whose similarities to all training rows are in memory at once
+SIMILARITIES = 2**26  # of test rows to training rows, in memory at once: 256 MB
 
 
 def knn_accuracy(
@@ -47,14 +47,18 @@ def knn_accuracy(
 
 @functools.partial(jax.jit, static_argnums=(4, 5))
 def _accuracy(train, train_labels, test, test_labels, classes, neighbors, temperature):
-    bank = unit_rows(train)
+    # The lengths of the training rows divide the similarities, since unit copies of all rows would double the memory.
+    squared = jnp.sum(jnp.square(train), axis=1)
+    shrink = jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
 
     def is_right(row: Array, label: Array) -> Array:
-        similarity, nearest = jax.lax.top_k(jnp.matmul(bank, row, precision=jax.lax.Precision.HIGHEST), neighbors)
+        cosines = jnp.matmul(train, row, precision=jax.lax.Precision.HIGHEST) * shrink
+        similarity, nearest = jax.lax.top_k(cosines, neighbors)
         # The largest weight is 1: exp(1 / temperature) itself would be near float32's limit for small temperatures.
         weights = jnp.exp((similarity - similarity[0]) / temperature)
         votes = jnp.zeros(classes).at[train_labels[nearest]].add(weights)
-        return jnp.argmax(votes) == label
+        return (jnp.argmax(votes) == label) & jnp.isfinite(similarity).all()
 
-    right = jax.lax.map(lambda pair: is_right(*pair), (unit_rows(test), test_labels), batch_size=BLOCK)
+    rows = max(SIMILARITIES // len(train), 1)
+    right = jax.lax.map(lambda pair: is_right(*pair), (unit_rows(test), test_labels), batch_size=rows)
     return jnp.mean(right.astype(jnp.float32))

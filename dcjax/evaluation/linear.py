@@ -1,7 +1,7 @@
 """The cached-feature linear probe: multinomial logistic regression on frozen features, solved to its optimum."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,25 @@ from jaxtyping import Array, Float, Int
 
 from dcjax.errors import SettingError
 
-Classifier = tuple[Float[Array, "d k"], Float[Array, " k"]]
+TOLERANCE = 1e-4  # L-BFGS is done when no entry of the gradient is larger
+
+
+class Classifier(NamedTuple):
+    """Logits = x W + b.
+
+    Attributes:
+      w: `[d, k]`.
+      b: `[k]`.
+      residual: the largest entry of the objective's gradient where the solver stopped.
+    """
+
+    w: Array
+    b: Array
+    residual: Array | float = 0.0
+
+    def logits(self, x: Array) -> Array:
+        """`[n, d]` to `[n, k]`."""
+        return jnp.matmul(x, self.w, precision=jax.lax.Precision.HIGHEST) + self.b
 
 
 @functools.partial(jax.jit, static_argnames=("classes", "max_iterations"))
@@ -20,8 +38,7 @@ def fit_logistic(
     labels: Int[Array, " n"],
     *,
     classes: int,
-    max_iterations: int = 300,
-    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
 ) -> Classifier:
     """Fits logits = x W + b by L-BFGS, from zero, to mean cross-entropy + |W|^2 / (2 n).
 
@@ -33,18 +50,16 @@ def fit_logistic(
       labels: `[n]` in 0..classes-1.
       classes: k.
       max_iterations: limit on the L-BFGS steps.
-      tolerance: stop when the largest entry of the gradient is below it.
 
     Returns:
-      `(W [d, k], b [k])`.
+      The classifier. Its `residual` is above `TOLERANCE` where the limit came first.
     """
     n, d = x.shape
 
-    def objective(parameters: Classifier) -> Array:
-        w, b = parameters
-        logits = jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST) + b
-        loss = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.mean(loss) + 0.5 / n * jnp.sum(jnp.square(w))
+    def objective(parameters: tuple[Array, Array]) -> Array:
+        classifier = Classifier(*parameters)
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(classifier.logits(x), labels)
+        return jnp.mean(loss) + 0.5 / n * jnp.sum(jnp.square(classifier.w))
 
     solver = optax.lbfgs()
     value_and_grad = optax.value_and_grad_from_state(objective)
@@ -55,15 +70,17 @@ def fit_logistic(
         updates, state = solver.update(grad, state, parameters, value=value, grad=grad, value_fn=objective)
         return optax.apply_updates(parameters, updates), state, grad, i + 1
 
+    def residual(gradient: Any) -> Array:
+        return jnp.maximum(jnp.max(jnp.abs(gradient[0])), jnp.max(jnp.abs(gradient[1])))
+
     def unfinished(carry):
-        _, _, grad, i = carry
-        largest = jnp.maximum(jnp.max(jnp.abs(grad[0])), jnp.max(jnp.abs(grad[1])))
-        return (i == 0) | ((i < max_iterations) & (largest > tolerance))
+        _, _, gradient, i = carry
+        return (i == 0) | ((i < max_iterations) & (residual(gradient) > TOLERANCE))
 
     start = (jnp.zeros((d, classes), x.dtype), jnp.zeros((classes,), x.dtype))
     parameters: Any
-    parameters, *_ = jax.lax.while_loop(unfinished, step, (start, solver.init(start), start, 0))
-    return parameters
+    parameters, _, gradient, _ = jax.lax.while_loop(unfinished, step, (start, solver.init(start), start, 0))
+    return Classifier(*parameters, residual=residual(gradient))
 
 
 def standardize(train: Float[Array, "n d"], *others: Float[Array, "m d"]) -> tuple[Float[Array, "_ d"], ...]:
@@ -85,12 +102,17 @@ def standardize(train: Float[Array, "n d"], *others: Float[Array, "m d"]) -> tup
 def top_k_accuracy(
     classifier: Classifier, x: Float[Array, "n d"], labels: Int[Array, " n"], *, k: int
 ) -> Float[Array, ""]:
-    """The share of rows whose label is among the k largest logits."""
-    w, b = classifier
-    logits = jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST) + b
-    # Counting the logits that beat the label's own avoids a sort; ties count for the classifier.
+    """The share of rows whose label is among the k largest logits; of equal logits the lower class comes first.
+
+    A row with a logit that is not finite counts as wrong, so that a diverged classifier cannot look like a good one.
+    """
+    logits = classifier.logits(x)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    return jnp.mean((jnp.sum(logits > own, axis=1) < k).astype(jnp.float32))
+    # Counting what comes before the label avoids a sort. A collapsed representation ties everywhere: without an order
+    # among ties it would be right everywhere.
+    first = jnp.arange(logits.shape[1]) < labels[:, None]
+    before = jnp.sum((logits > own) | ((logits == own) & first), axis=1)
+    return jnp.mean(((before < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32))
 
 
 def draw_labelled(labels: np.ndarray, *, per_class: int, draw: int) -> np.ndarray:

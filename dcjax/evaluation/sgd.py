@@ -1,5 +1,7 @@
 """The paper's linear probe: a linear classifier trained by SGD on augmented images behind the frozen encoder."""
 
+import collections
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -8,20 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from dcjax.evaluation.features import Features
-from dcjax.evaluation.linear import top_k_accuracy
-from dcjax.mesh import batch_sharding, replicated, to_devices
+from dcjax.errors import SettingError
+from dcjax.evaluation.linear import Classifier, top_k_accuracy
+
+BATCHES_IN_FLIGHT = 2  # batches whose representations may be on their way at once
+
+Classifiers = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def sgd_probe(
-    represent: Callable[[Any, dict[str, jax.Array]], jax.Array],
-    variables: Any,
+    represent: Callable[[dict[str, np.ndarray]], tuple[jax.Array, jax.Array]],
     batches: Iterator[dict[str, np.ndarray]],
-    test: Features,
-    mesh: Mesh,
+    test_r: np.ndarray,
+    test_labels: np.ndarray,
     *,
     columns: Mapping[str, slice],
     classes: int,
@@ -31,75 +34,89 @@ def sgd_probe(
     learning_rate: float,
     momentum: float,
     weight_decay: float,
-    seed: int,
+    key: jax.Array,
 ) -> dict[str, dict[str, float]]:
     """Trains linear classifiers on parts of the representation, all in one pass over the images.
 
-    SGD with momentum; the learning rate follows a cosine that is stepped once per epoch; kernels start from
-    N(0, 0.01^2), biases from 0. The test features do not depend on the classifiers, so they are computed once by the
-    caller.
+    SGD with momentum, g = gradient + wd w, mu = m mu + g, w = w - lr mu; the learning rate follows a cosine to zero
+    that is stepped once per epoch; kernels start from N(0, 0.01^2), biases from 0. The classifiers share nothing: each
+    is trained as if it were alone. The test features do not depend on them, so the caller computes those once.
 
     Args:
-      represent: pure function of `(variables, batch)` to r `[b, d]`, augmentation and frozen encoder in one.
-      variables: of the frozen encoder; read, never written.
-      batches: training batches in a stream without end, with `image`, `label` and `position`.
-      test: features of the test split.
-      mesh: the devices.
+      represent: from a host batch to r `[b, d]` and labels `[b]` on the devices: augmentation and frozen encoder.
+      batches: training batches in a stream without end.
+      test_r: `[n, d]` of the test split.
+      test_labels: `[n]`.
       columns: name to the part of r that a classifier sees, e.g. `{"all": slice(None), "selected": slice(0, 360)}`.
       classes: number of classes.
       images: number of training images, which is an epoch.
       batch_size, epochs, learning_rate, momentum, weight_decay: of SGD.
-      seed: the kernels are drawn from it.
+      key: the kernels are drawn from it.
 
     Returns:
       name to `top1` and `top5` after the last epoch, and `best_top1`, the best after any epoch.
 
+    Raises:
+      ValueError: a classifier that diverged.
+
     References:
       Jing et al., ICLR 2022, section 6 (linear probe); the recipe of its published runs.
     """
-
-    def epoch_cosine(step: Any) -> Any:
-        epoch = jnp.floor(step * (batch_size / images))
-        return learning_rate * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(epoch / epochs, 1.0)))
-
-    optimizer = optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(epoch_cosine, momentum=momentum))
-    width = test.r.shape[1]
-    classifiers = {}
-    for i, (name, part) in enumerate(columns.items()):
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        size = len(range(width)[part])
-        classifiers[name] = (0.01 * jax.random.normal(key, (size, classes)), jnp.zeros(classes))
-
-    def step(variables: Any, classifiers: Any, opt_state: Any, batch: dict[str, jax.Array]) -> tuple[Any, Any]:
-        r = jax.lax.stop_gradient(represent(variables, batch))
-
-        def loss(classifiers: Any) -> jax.Array:
-            # The classifiers share no parameter: the sum trains each as if it were alone.
-            total = jnp.zeros(())
-            for name, (w, b) in classifiers.items():
-                logits = jnp.matmul(r[:, columns[name]], w, precision=jax.lax.Precision.HIGHEST) + b
-                total += jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
-            return total
-
-        updates, opt_state = optimizer.update(jax.grad(loss)(classifiers), opt_state, classifiers)
-        return optax.apply_updates(classifiers, updates), opt_state
-
-    everywhere, split = replicated(mesh), batch_sharding(mesh)
-    step = jax.jit(
-        step, donate_argnums=(1, 2), in_shardings=(everywhere, everywhere, everywhere, split), out_shardings=everywhere
-    )
-    test_r, test_labels = jax.device_put((test.r, test.labels), everywhere)
-    classifiers = jax.device_put(classifiers, everywhere)
-    opt_state = jax.device_put(optimizer.init(classifiers), everywhere)
+    classifiers, buffers = initial_classifiers(columns, width=test_r.shape[1], classes=classes, key=key)
+    step = make_step(dict(columns), momentum=momentum, weight_decay=weight_decay)
+    test_x, targets = jnp.asarray(test_r), jnp.asarray(test_labels)
     results: dict[str, dict[str, float]] = {name: {"best_top1": 0.0} for name in columns}
+    in_flight: collections.deque[jax.Array] = collections.deque()
     done = 0
     bar = tqdm(range(1, epochs + 1), unit="epoch", disable=jax.process_index() != 0)
     for epoch in bar:
         while done < math.ceil(epoch * images / batch_size):
-            classifiers, opt_state = step(variables, classifiers, opt_state, to_devices(next(batches), mesh))
+            r, labels = represent(next(batches))
+            # The epoch of a batch is that of its first image.
+            rate = learning_rate * 0.5 * (1 + math.cos(math.pi * (done * batch_size // images) / epochs))
+            classifiers, buffers = step(classifiers, buffers, r, labels, rate)
+            in_flight.append(r)
+            if len(in_flight) > BATCHES_IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
             done += 1
         for name, part in columns.items():
-            top1, top5 = (float(top_k_accuracy(classifiers[name], test_r[:, part], test_labels, k=k)) for k in (1, 5))
+            classifier = Classifier(*classifiers[name])
+            if not bool(jnp.isfinite(classifier.w).all()):
+                raise SettingError(f"the linear probe of '{name}' diverged in epoch {epoch}; lower probe.learning_rate")
+            top1, top5 = (float(top_k_accuracy(classifier, test_x[:, part], targets, k=k)) for k in (1, 5))
             results[name] |= {"top1": top1, "top5": top5, "best_top1": max(top1, results[name]["best_top1"])}
         bar.set_postfix({name: f"{result['top1']:.3f}" for name, result in results.items()})
     return results
+
+
+def initial_classifiers(
+    columns: Mapping[str, slice], *, width: int, classes: int, key: jax.Array
+) -> tuple[Classifiers, Classifiers]:
+    """The classifiers before the first step, and their momentum buffers of zero."""
+    classifiers = {}
+    for i, (name, part) in enumerate(columns.items()):
+        size = len(range(width)[part])
+        kernel = 0.01 * jax.random.normal(jax.random.fold_in(key, i), (size, classes))
+        classifiers[name] = (kernel, jnp.zeros(classes))
+    return classifiers, jax.tree.map(jnp.zeros_like, classifiers)
+
+
+def make_step(columns: dict[str, slice], *, momentum: float, weight_decay: float) -> Callable[..., Any]:
+    """The jitted SGD step of all classifiers: (classifiers, buffers, r, labels, rate) to the next two."""
+
+    def loss(classifiers: Classifiers, r: jax.Array, labels: jax.Array) -> jax.Array:
+        total = jnp.zeros(())
+        for name, parameters in classifiers.items():
+            logits = Classifier(*parameters).logits(r[:, columns[name]])
+            total += jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+        return total
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(
+        classifiers: Classifiers, buffers: Classifiers, r: jax.Array, labels: jax.Array, rate: float
+    ) -> tuple[Classifiers, Classifiers]:
+        gradient = jax.grad(loss)(classifiers, r, labels)
+        buffers = jax.tree.map(lambda mu, g, w: momentum * mu + g + weight_decay * w, buffers, gradient, classifiers)
+        return jax.tree.map(lambda w, mu: w - rate * mu, classifiers, buffers), buffers
+
+    return step

@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
 from dcjax.errors import SettingError
 
+Rows = Float[Array | np.ndarray, "n d"]
 
-def unit_rows(z: Float[Array, "n d"]) -> Float[Array, "n d"]:
+
+def unit_rows(z: Rows) -> Float[Array, "n d"]:
     """Divides every row by its Euclidean norm; a zero row stays zero and has a zero gradient.
 
     Args:
@@ -24,7 +27,7 @@ def unit_rows(z: Float[Array, "n d"]) -> Float[Array, "n d"]:
     Returns:
       `[n, d]` in float32, or float64 where `z` is.
     """
-    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    z = jnp.asarray(z, jnp.promote_types(z.dtype, jnp.float32))
     # Scaling by the largest entry first keeps the squares of very large and very small rows in range. The result does
     # not depend on the scale, so no gradient needs to pass through it.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(z), axis=1, keepdims=True))
@@ -34,7 +37,7 @@ def unit_rows(z: Float[Array, "n d"]) -> Float[Array, "n d"]:
     return jnp.where(zero, 0, scaled * jax.lax.rsqrt(jnp.where(zero, 1, squared)))
 
 
-def info_nce(z: Float[Array, "n d"], z_prime: Float[Array, "n d"], *, temperature: float) -> Float[Array, ""]:
+def info_nce(z: Rows, z_prime: Rows, *, temperature: float) -> Float[Array, ""]:
     """Cross-view InfoNCE on L2-normalised rows, the mean of both directions.
 
     Row i of `z` has its positive in row i of `z_prime` and its negatives in the other rows of `z_prime`, and the other
@@ -62,7 +65,7 @@ def info_nce(z: Float[Array, "n d"], z_prime: Float[Array, "n d"], *, temperatur
     return 0.5 * jnp.mean(logsumexp(logits, axis=1) + logsumexp(logits, axis=0) - 2 * positive)
 
 
-def nt_xent(z: Float[Array, "n d"], z_prime: Float[Array, "n d"], *, temperature: float) -> Float[Array, ""]:
+def nt_xent(z: Rows, z_prime: Rows, *, temperature: float) -> Float[Array, ""]:
     """NT-Xent: cross-entropy among the 2n-1 other rows of both views, L2-normalised.
 
     Args:
@@ -95,7 +98,7 @@ def _similarity(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check(z: jax.Array, z_prime: jax.Array, temperature: float) -> None:
+def _check(z: Rows, z_prime: Rows, temperature: float) -> None:
     if z.ndim != 2 or z.shape != z_prime.shape or z.shape[0] < 1:
         raise SettingError(
             f"the two views must be two arrays of one shape [n, d] with n >= 1, found {z.shape} and {z_prime.shape}"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.errors import SettingError, unknown_name
+from dcjax.models.resnet import BN_MOMENTUM
 
 # The fixed and the orthogonal matrices are small beside the encoder, and their singular values are the point of them.
 EXACT = jax.lax.Precision.HIGHEST
@@ -61,7 +62,7 @@ class MLP(Projector):
         for i, width in enumerate(widths, 1):
             z = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=_torch_linear, name=f"linear{i}")(z)
             z = nn.BatchNorm(
-                use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=self.dtype, name=f"bn{i}"
+                use_running_average=not train, momentum=BN_MOMENTUM, epsilon=1e-5, dtype=self.dtype, name=f"bn{i}"
             )(z)
             if i < len(widths):
                 z = nn.relu(z)

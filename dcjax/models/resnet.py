@@ -20,6 +20,7 @@ from dcjax.models.conv import Conv
 
 STEMS = ("imagenet", "small")
 BASE_CHANNELS = 64
+BN_MOMENTUM = 0.9  # weight of the old value in a running average; PyTorch calls the other weight momentum, 0.1
 
 
 def _batch_norm(train: bool, dtype: Any, name: str, zero_scale: bool = False) -> nn.BatchNorm:
@@ -31,7 +32,7 @@ def _batch_norm(train: bool, dtype: Any, name: str, zero_scale: bool = False) ->
     """
     return nn.BatchNorm(
         use_running_average=not train,
-        momentum=0.9,
+        momentum=BN_MOMENTUM,
         epsilon=1e-5,
         dtype=dtype,
         param_dtype=jnp.float32,

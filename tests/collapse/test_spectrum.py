@@ -53,7 +53,7 @@ def test_effective_rank_of_known_spectra():
     ("z", "message"),
     [(np.zeros(3), r"\(3,\)"), (np.zeros((1, 3)), r"\(1, 3\)"), (np.full((3, 3), np.nan), "NaN")],
 )
-def test_bad_input(z, message):
+def test_bad_input(unchecked_shapes, z, message):
     with pytest.raises(ValueError, match=message):
         spectrum(z, normalize=False)
 

@@ -6,7 +6,15 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from dcjax.evaluation import draw_labelled, fit_logistic, knn_accuracy, standardize, top_k_accuracy
+from dcjax.evaluation import (
+    TOLERANCE,
+    Classifier,
+    draw_labelled,
+    fit_logistic,
+    knn_accuracy,
+    standardize,
+    top_k_accuracy,
+)
 
 
 def blobs(n=300, d=6, classes=4, seed=0):
@@ -20,7 +28,7 @@ def blobs(n=300, d=6, classes=4, seed=0):
 def test_logistic_regression_is_scikit_learns():
     x, labels = blobs()
     (scaled,) = map(np.asarray, standardize(x))
-    w, b = fit_logistic(scaled, labels, classes=4)
+    w, b, _ = fit_logistic(scaled, labels, classes=4)
     reference = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000).fit(scaled, labels)
     logits = scaled @ np.asarray(w) + np.asarray(b)
     probabilities = np.exp(logits - logits.max(1, keepdims=True))
@@ -39,15 +47,34 @@ def test_standardize_is_scikit_learns_and_survives_constants():
     assert (np.asarray(train)[:, 2] == 0).all()
 
 
-def test_constant_features_predict_the_largest_class():
-    labels = np.array([0, 1, 1, 2], np.int32)
-    x = np.ones((4, 3), np.float32)
-    assert top_k_accuracy(fit_logistic(x, labels, classes=3), x, labels, k=1) == 0.5
+@pytest.mark.parametrize("classes", [2, 4, 10])
+def test_collapsed_features_are_right_by_chance_only(classes):
+    labels = np.repeat(np.arange(classes), 3).astype(np.int32)
+    x = np.zeros((len(labels), 5), np.float32)
+    classifier = fit_logistic(x, labels, classes=classes)
+    for k in (1, 2):
+        assert top_k_accuracy(classifier, x, labels, k=k) == pytest.approx(k / classes)
+    assert knn_accuracy(x, labels, x, labels, classes=classes, neighbors=5, temperature=0.07) < 0.6
+
+
+def test_what_is_not_finite_is_wrong():
+    x, labels = blobs()
+    broken = Classifier(jnp.full((6, 4), jnp.nan), jnp.zeros(4))
+    assert top_k_accuracy(broken, x, labels, k=4) == 0
+    nothing = np.full_like(x, np.nan)
+    assert knn_accuracy(nothing, labels, nothing, labels, classes=4, neighbors=5, temperature=0.07) == 0
+
+
+def test_a_solver_that_is_stopped_early_says_so():
+    x, labels = blobs()
+    (x,) = standardize(x)
+    assert fit_logistic(x, labels, classes=4).residual <= TOLERANCE
+    assert fit_logistic(x, labels, classes=4, max_iterations=2).residual > TOLERANCE
 
 
 def test_top_k_counts_ranks():
     logits = jnp.array([[3.0, 2, 1, 0], [0, 1, 2, 3], [1, 3, 2, 0]])
-    classifier = (jnp.eye(4), jnp.zeros(4))
+    classifier = Classifier(jnp.eye(4), jnp.zeros(4))
     labels = jnp.array([0, 0, 2])  # ranks 1, 4 and 2
     for k, expected in ((1, 1 / 3), (2, 2 / 3), (3, 2 / 3), (4, 1)):
         assert top_k_accuracy(classifier, logits, labels, k=k) == pytest.approx(expected)

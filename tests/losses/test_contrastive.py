@@ -147,7 +147,7 @@ def test_a_nan_row_gives_a_nan_loss():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_bad_input(name):
+def test_bad_input(unchecked_shapes, name):
     z, z_prime = views(4, 3, dtype=np.float32)
     for temperature in (0, -0.1, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"temperature.*{temperature}"):
