@@ -24,6 +24,7 @@ def recipe() -> ConfigDict:
                 "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
                 "remat": False,
             },
+            # d0 is 360 of 2048 in the paper; an encoder of another width wants its own.
             "projector": {"name": "direct", "d0": 360, "hidden": 2048, "features": 128},
             "loss": {"name": "info_nce", "temperature": 0.1},
             "optimizer": {

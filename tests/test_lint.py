@@ -20,11 +20,7 @@ def test_types():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_no_file_over_1_mb_and_no_machine_path():
+def test_no_file_over_1_mb():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     for name in files:
-        file = ROOT / name
-        assert file.stat().st_size <= 1_000_000, name
-        if file.suffix in (".py", ".md", ".toml", ".json"):
-            text = file.read_text()
-            assert not any(path in text for path in ("/" + "work/", "/" + "root/", "/" + "tmp/w")), name
+        assert (ROOT / name).stat().st_size <= 1_000_000, name

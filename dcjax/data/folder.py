@@ -70,9 +70,6 @@ class FolderSource:
             raise SettingError(f"data.dir: cannot read {path}: {error.strerror}") from error
         return crops.decode(data, path), -1 if self._labels is None else int(self._labels[i])
 
-    def labels(self) -> np.ndarray | None:
-        return self._labels
-
     def image_name(self, i: int) -> str:
         return os.path.join(self._top, os.fsdecode(self._paths[self._starts[i] : self._starts[i + 1]]))
 
@@ -86,7 +83,8 @@ def _split_folder(dir: str, split: str) -> str:
     if split in TRAIN_SPLITS and not set(folders) & set(SPLIT_FOLDERS):
         return dir
     found = f"it has the folders {some(folders)}" if folders else "it has no folders"
-    raise SettingError(f"{split_setting(split)}: no such folder in data.dir = {dir!r}; {found}")
+    remedy = "" if split in TRAIN_SPLITS else ", and with data.test_split empty a run does without"
+    raise SettingError(f"{split_setting(split)}: no such folder in data.dir = {dir!r}; {found}{remedy}")
 
 
 def _scan(top: str) -> tuple[list[str], list[str], list[int]]:

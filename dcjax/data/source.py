@@ -32,10 +32,6 @@ class Source(Protocol):
         """Image `i` as uint8 RGB `[h, w, 3]` and its label, -1 where there is none."""
         ...
 
-    def labels(self) -> np.ndarray | None:
-        """All labels, `[n]` int32, or None where there are none."""
-        ...
-
     def image_name(self, i: int) -> str:
         """What a message calls image `i`."""
         ...

@@ -46,9 +46,6 @@ class DigitsSource:
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         return self._images[i], int(self._labels[i])
 
-    def labels(self) -> np.ndarray:
-        return self._labels
-
     def image_name(self, i: int) -> str:
         return f"digits {self._split} image {i}"
 
@@ -71,10 +68,6 @@ class Subset:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         return self._source[int(self._indices[i])]
-
-    def labels(self) -> np.ndarray | None:
-        labels = self._source.labels()
-        return None if labels is None else labels[self._indices]
 
     def image_name(self, i: int) -> str:
         return self._source.image_name(int(self._indices[i]))

@@ -72,12 +72,6 @@ class TFDSSource:
         record = self._record(i)
         return crops.decode(record[self._image], self.image_name(i)), self._label(record)
 
-    def labels(self) -> np.ndarray | None:
-        """All labels, `[n]` int32, or None. Reads every record: on a large set take the labels of the batches."""
-        if not self.classes:
-            return None
-        return np.array([self._label(self._record(i)) for i in range(len(self))], np.int32)
-
     def image_name(self, i: int) -> str:
         return f"{self._split} image {i}"
 

@@ -27,9 +27,9 @@ class Projector(nn.Module):
       dtype: compute dtype of the trained layers; parameters and batch statistics are float32.
     """
 
-    d0: int = 360
-    hidden: int = 2048
-    features: int = 128
+    d0: int
+    hidden: int
+    features: int
     dtype: Any = jnp.float32
 
 
