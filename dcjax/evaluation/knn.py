@@ -1,6 +1,7 @@
 """Weighted nearest neighbours on frozen features: an accuracy that needs no training."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def _accuracy(train, train_labels, test, test_labels, classes, neighbors, temper
 
     def is_right(row: Array, label: Array) -> Array:
         cosines = jnp.matmul(train, row, precision=jax.lax.Precision.HIGHEST) * shrink
-        similarity, nearest = jax.lax.top_k(cosines, neighbors)
+        similarity, nearest = largest(cosines, neighbors)
         # The largest weight is 1: exp(1 / temperature) itself would be near float32's limit for small temperatures.
         weights = jnp.exp((similarity - similarity[0]) / temperature)
         votes = jnp.zeros(classes).at[train_labels[nearest]].add(weights)
@@ -62,3 +63,16 @@ def _accuracy(train, train_labels, test, test_labels, classes, neighbors, temper
     rows = max(SIMILARITIES // len(train), 1)
     right = jax.lax.map(lambda pair: is_right(*pair), (unit_rows(test), test_labels), batch_size=rows)
     return jnp.mean(right.astype(jnp.float32))
+
+
+def largest(values: Float[Array, " n"], k: int) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
+    """The k largest values, in order, and where they are: `jax.lax.top_k` without sorting all of them.
+
+    The k largest lie in the k groups with the largest maxima, so two short sorts do: many times faster on CPU.
+    """
+    n = len(values)
+    size = max(math.isqrt(n // k), 1)  # sqrt(n k) groups and as many candidates
+    groups = jnp.pad(values, (0, -n % size), constant_values=-jnp.inf).reshape(-1, size)
+    _, chosen = jax.lax.top_k(jnp.max(groups, axis=1), k)
+    found, place = jax.lax.top_k(groups[chosen].reshape(-1), k)
+    return found, chosen[place // size] * size + place % size

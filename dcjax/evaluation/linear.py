@@ -38,7 +38,7 @@ def fit_logistic(
     labels: Int[Array, " n"],
     *,
     classes: int,
-    max_iterations: int = 1000,
+    max_iterations: int = 300,
 ) -> Classifier:
     """Fits logits = x W + b by L-BFGS, from zero, to mean cross-entropy + |W|^2 / (2 n).
 

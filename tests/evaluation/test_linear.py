@@ -15,6 +15,7 @@ from dcjax.evaluation import (
     standardize,
     top_k_accuracy,
 )
+from dcjax.evaluation.knn import largest
 
 
 def blobs(n=300, d=6, classes=4, seed=0):
@@ -102,6 +103,14 @@ def slow_knn(train, train_labels, test, test_labels, classes, k, temperature):
             votes[train_labels[i]] += np.exp(similarity[i] / temperature)
         right += np.argmax(votes) == label
     return right / len(test)
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 5), (20, 20), (21, 20), (100, 3), (1000, 20), (997, 1)])
+def test_the_largest_are_those_of_top_k(n, k):
+    values = np.random.default_rng(n).permutation(n).astype(np.float32) - n // 2
+    found, where = largest(jnp.asarray(values), k)
+    np.testing.assert_array_equal(found, np.sort(values)[::-1][:k])
+    np.testing.assert_array_equal(values[np.asarray(where)], found)
 
 
 @pytest.mark.parametrize("k", [1, 20])
