@@ -33,20 +33,20 @@ DRAWS = 36
 class Augmentation:
     """Settings of the two views; hashable, so that it can be a static argument of `jax.jit`.
 
-    Arguments:
-        crop_scale, crop_ratio: smallest and largest area (share of the image) and aspect ratio (width / height) of
-            the crop.
-        flip, jitter, grayscale: probabilities, equal in both views.
-        brightness, contrast, saturation: strength `b`; the factor is drawn from U[max(0, 1 - b), 1 + b].
-        hue: strength `h`; the shift is drawn from U[-h, h], in turns of the colour circle.
-        blur, solarize: probabilities in view 1 and in view 2.
-        blur_sigma: smallest and largest standard deviation of the blur, in pixels.
-        mean, std: per channel, of the normalisation.
+    Args:
+      crop_scale, crop_ratio: smallest and largest area (share of the image) and aspect ratio (width / height) of
+        the crop.
+      flip, jitter, grayscale: probabilities, equal in both views.
+      brightness, contrast, saturation: strength `b`; the factor is drawn from U[max(0, 1 - b), 1 + b].
+      hue: strength `h`; the shift is drawn from U[-h, h], in turns of the colour circle.
+      blur, solarize: probabilities in view 1 and in view 2.
+      blur_sigma: smallest and largest standard deviation of the blur, in pixels.
+      mean, std: per channel, of the normalisation.
 
     An operation whose probability or strength is 0 is not traced at all. Sequences become tuples of floats.
 
     Raises:
-        SettingError: a value out of its range; the message names `augment.<field>`.
+      SettingError: a value out of its range; the message names `augment.<field>`.
 
     Source: section 4 of the paper; the two-view protocol of BYOL (Grill et al., 2020) and Barlow Twins (Zbontar et
     al., 2021).
@@ -120,21 +120,21 @@ def two_views(
 ) -> tuple[Float[Array, "n size size 3"], Float[Array, "n size size 3"]]:
     """Two augmented, normalised views of every image.
 
-    Arguments:
-        images: `[n, s, s, 3]` uint8, cropped here, or `[n, 2, size, size, 3]` uint8, one crop per view made on the
-            host.
-        seed_key: the key of the run.
-        positions: `[n]`, each example's position in the global stream.
-        size: side of the views in pixels.
-        settings: the augmentation.
+    Args:
+      images: `[n, s, s, 3]` uint8, cropped here, or `[n, 2, size, size, 3]` uint8, one crop per view made on the
+        host.
+      seed_key: the key of the run.
+      positions: `[n]`, each example's position in the global stream.
+      size: side of the views in pixels.
+      settings: the augmentation.
 
     Returns:
-        `(x, x_prime)`, each `[n, size, size, 3]` float32. Crop, flip, colour jitter, grayscale, blur, solarize and
-        normalisation are applied in this order, with the draws of `view_draws(seed_key, position, view)`.
+      `(x, x_prime)`, each `[n, size, size, 3]` float32. Crop, flip, colour jitter, grayscale, blur, solarize and
+      normalisation are applied in this order, with the draws of `view_draws(seed_key, position, view)`.
 
     Raises:
-        ValueError: images or positions of another dtype or shape.
-        SettingError: a blur too wide for the size.
+      ValueError: images or positions of another dtype or shape.
+      SettingError: a blur too wide for the size.
 
     Source: section 4 of the paper.
     """
@@ -162,19 +162,19 @@ def one_view(
 ) -> Float[Array, "n size size 3"]:
     """One view for the linear probe: random resized crop, flip and normalisation, without any change of colour.
 
-    Arguments:
-        images: `[n, s, s, 3]` uint8; with `cropped`, `[n, size, size, 3]` crops that the host made.
-        seed_key: the key of the run.
-        positions: `[n]`, each example's position in the global stream.
-        size: side of the view in pixels.
-        settings: the augmentation; only crop, flip, mean and std are used.
-        cropped: whether the host has cropped already.
+    Args:
+      images: `[n, s, s, 3]` uint8; with `cropped`, `[n, size, size, 3]` crops that the host made.
+      seed_key: the key of the run.
+      positions: `[n]`, each example's position in the global stream.
+      size: side of the view in pixels.
+      settings: the augmentation; only crop, flip, mean and std are used.
+      cropped: whether the host has cropped already.
 
     Returns:
-        `[n, size, size, 3]` float32.
+      `[n, size, size, 3]` float32.
 
     Raises:
-        ValueError: images of another dtype or shape.
+      ValueError: images of another dtype or shape.
     """
     _check(images, positions, size if cropped else None)
     return _views(images, seed_key, positions, 0, size, settings, cropped, colour=False)
@@ -185,16 +185,16 @@ def normalize(
 ) -> Float[Array, "n size size 3"]:
     """Images for evaluation: resized if they must be, then normalised.
 
-    Arguments:
-        images: `[n, s, s, 3]` uint8.
-        size: side of the result in pixels; another `s` is resized by the resampler of the training crops.
-        mean, std: per channel.
+    Args:
+      images: `[n, s, s, 3]` uint8.
+      size: side of the result in pixels; another `s` is resized by the resampler of the training crops.
+      mean, std: per channel.
 
     Returns:
-        `[n, size, size, 3]` float32.
+      `[n, size, size, 3]` float32.
 
     Raises:
-        ValueError: images of another dtype or shape.
+      ValueError: images of another dtype or shape.
     """
     _check(images, None, None)
     height, width = images.shape[1:3]

@@ -17,12 +17,12 @@ ATTEMPTS = 10
 def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """An encoded image (JPEG, PNG, ...) as uint8 RGB `[h, w, 3]`.
 
-    Arguments:
-        data: the bytes of the file.
-        name: what the error calls the image, such as its path.
+    Args:
+      data: the bytes of the file.
+      name: what the error calls the image, such as its path.
 
     Raises:
-        SettingError: bytes that are not an image.
+      SettingError: bytes that are not an image.
     """
     # The orientation that a camera noted is ignored, as PIL and with it torchvision's image folders do: the published
     # numbers are of the images as they are stored.
@@ -41,15 +41,15 @@ def random_resized_crop_box(
 ) -> Box:
     """Box `(top, left, h, w)` of a random resized crop, in whole pixels.
 
-    Arguments:
-        rng: source of the draws.
-        height, width: of the image.
-        scale: smallest and largest area, as a share of the image; drawn uniformly.
-        ratio: smallest and largest aspect ratio width / height; drawn log-uniformly.
+    Args:
+      rng: source of the draws.
+      height, width: of the image.
+      scale: smallest and largest area, as a share of the image; drawn uniformly.
+      ratio: smallest and largest aspect ratio width / height; drawn log-uniformly.
 
     Returns:
-        The first of ten drawn boxes that fits, at a uniform place; else the largest central box with a ratio in
-        `ratio`.
+      The first of ten drawn boxes that fits, at a uniform place; else the largest central box with a ratio in
+      `ratio`.
 
     Source: torchvision's `RandomResizedCrop.get_params`; the same distribution as `dcjax.data.image_ops.crop_box`.
     """
@@ -84,15 +84,15 @@ def two_crops(
 ) -> UInt8[np.ndarray, "2 size size 3"]:
     """Two independent random resized crops, one per view.
 
-    Arguments:
-        image: `[h, w, 3]` uint8.
-        seed: of the run.
-        position: the example's position in the global stream.
-        size: side of the crops in pixels.
-        scale, ratio: as in `random_resized_crop_box`.
+    Args:
+      image: `[h, w, 3]` uint8.
+      seed: of the run.
+      position: the example's position in the global stream.
+      size: side of the crops in pixels.
+      scale, ratio: as in `random_resized_crop_box`.
 
     Returns:
-        `[2, size, size, 3]` uint8.
+      `[2, size, size, 3]` uint8.
     """
     return np.stack([_crop(image, seed, position, view, size, scale, ratio) for view in (0, 1)])
 

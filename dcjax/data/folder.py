@@ -25,13 +25,13 @@ class FolderSource:
     A class folder may hold further folders. `val` finds `validation` and the reverse. Hidden files are left out.
 
     Args:
-        dir: the folder.
-        split: the folder inside `dir`; "train" is `dir` itself where `dir` has no folder that is named like a split.
-        classes: the training source's class names, so that the labels of a test split mean the same classes.
+      dir: the folder.
+      split: the folder inside `dir`; "train" is `dir` itself where `dir` has no folder that is named like a split.
+      classes: the training source's class names, so that the labels of a test split mean the same classes.
 
     Raises:
-        SettingError: the folder or the split is missing or holds no image, a class folder holds files of which none is
-            an image, a class is not among `classes`, or images lie beside class folders.
+      SettingError: the folder or the split is missing or holds no image, a class folder holds files of which none is
+        an image, a class is not among `classes`, or images lie beside class folders.
     """
 
     name = "folder"

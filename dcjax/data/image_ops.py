@@ -33,10 +33,10 @@ def crop_box(
     Ten attempts draw an area (share of the image, uniform in `scale`) and an aspect ratio (log-uniform in `ratio`);
     the first box that fits gets a uniform place. If none fits: the largest central box whose ratio lies in `ratio`.
 
-    Arguments:
-        u: `[2 * ATTEMPTS + 2]` uniform numbers: areas, ratios, top, left.
-        height, width: of the image.
-        scale, ratio: (low, high) of the area and of the ratio width / height.
+    Args:
+      u: `[2 * ATTEMPTS + 2]` uniform numbers: areas, ratios, top, left.
+      height, width: of the image.
+      scale, ratio: (low, high) of the area and of the ratio width / height.
 
     Source: torchvision's `RandomResizedCrop.get_params`.
     """
@@ -67,10 +67,10 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Array:
 def resized_crop(image: Image, box: Int[Array, "4"], *, size: int) -> Float[Array, "size size 3"]:
     """The box of the image, resized to `[size, size, 3]` by antialiased bicubic interpolation and clipped to [0, 1].
 
-    Arguments:
-        image: `[h, w, 3]` in [0, 1].
-        box: `(top, left, h, w)` in pixels.
-        size: side of the result.
+    Args:
+      image: `[h, w, 3]` in [0, 1].
+      box: `(top, left, h, w)` in pixels.
+      size: side of the result.
 
     Source: Keys (1981) with a = -0.5, the kernel of PIL's and torchvision's bicubic resize of the cropped image.
     """
@@ -105,13 +105,13 @@ def _separable(rows: Array, columns: Array, image: Array) -> Array:
 def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
     """Gaussian blur with `2 * radius + 1` normalised taps and reflected borders (the edge pixel is not repeated).
 
-    Arguments:
-        image: `[h, w, 3]`.
-        sigma: standard deviation in pixels.
-        radius: taps on either side; static, and below both sides of the image.
+    Args:
+      image: `[h, w, 3]`.
+      sigma: standard deviation in pixels.
+      radius: taps on either side; static, and below both sides of the image.
 
     Raises:
-        ValueError: an image too small to be reflected.
+      ValueError: an image too small to be reflected.
 
     Source: torchvision's `gaussian_blur`.
     """
@@ -202,11 +202,11 @@ def color_jitter(
 ) -> Image:
     """Brightness, contrast, saturation and hue, each by a random amount, in a uniformly random order.
 
-    Arguments:
-        image: `[h, w, 3]` in [0, 1].
-        u: `[8]` uniform numbers: four amounts, then four whose order is the order of the operations.
-        brightness, contrast, saturation: static strength `b`; the factor is U[max(0, 1 - b), 1 + b]; 0 leaves it out.
-        hue: static strength `h`; the shift is U[-h, h] turns; 0 leaves it out.
+    Args:
+      image: `[h, w, 3]` in [0, 1].
+      u: `[8]` uniform numbers: four amounts, then four whose order is the order of the operations.
+      brightness, contrast, saturation: static strength `b`; the factor is U[max(0, 1 - b), 1 + b]; 0 leaves it out.
+      hue: static strength `h`; the shift is U[-h, h] turns; 0 leaves it out.
 
     Source: torchvision's `ColorJitter`.
     """

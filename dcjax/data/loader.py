@@ -49,7 +49,7 @@ class TrainLoader:
         """Go to a place in the stream.
 
         Args:
-            step: the global batch, from 0, that the next call to `next` returns.
+          step: the global batch, from 0, that the next call to `next` returns.
         """
         self._chunks.set_state({"next_index": step * self._per_batch})
         self.step = step
@@ -80,27 +80,27 @@ def train_loader(
     processes; process `p` of `n` gets the positions that are `p` modulo `n`.
 
     Args:
-        source: the images.
-        batch_size: the global batch.
-        seed: seed of the order and of the crops.
-        size: side of a crop in pixels.
-        stored_size: side that every image has, where images are passed whole and cropped on the device; 0 to crop here.
-        scale: smallest and largest area of a crop, as a fraction of the image's.
-        ratio: smallest and largest width / height of a crop.
-        views: crops per image, 1 or 2.
-        process_index: this process.
-        process_count: number of processes that share a batch.
-        threads: reader threads.
-        prefetch: batches to read ahead; the host memory that the loader takes is this times a batch.
+      source: the images.
+      batch_size: the global batch.
+      seed: seed of the order and of the crops.
+      size: side of a crop in pixels.
+      stored_size: side that every image has, where images are passed whole and cropped on the device; 0 to crop here.
+      scale: smallest and largest area of a crop, as a fraction of the image's.
+      ratio: smallest and largest width / height of a crop.
+      views: crops per image, 1 or 2.
+      process_index: this process.
+      process_count: number of processes that share a batch.
+      threads: reader threads.
+      prefetch: batches to read ahead; the host memory that the loader takes is this times a batch.
 
     Returns:
-        An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
-        one crop of s = `size`) or `[b, 2, size, size, 3]` (two crops); "label" int32 `[b]`, -1 where there is none;
-        "position" uint32 `[b]`, the position in the stream modulo 2**32, from which the device derives its draws.
+      An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
+      one crop of s = `size`) or `[b, 2, size, size, 3]` (two crops); "label" int32 `[b]`, -1 where there is none;
+      "position" uint32 `[b]`, the position in the stream modulo 2**32, from which the device derives its draws.
 
     Raises:
-        SettingError: `batch_size` is not positive or not a multiple of `process_count`. While iterating: an image
-            cannot be read, or has not the stored size.
+      SettingError: `batch_size` is not positive or not a multiple of `process_count`. While iterating: an image
+        cannot be read, or has not the stored size.
     """
     if views not in (1, 2):
         raise ValueError(f"views = {views}: must be 1 or 2")
@@ -151,21 +151,21 @@ def eval_batches(
     Every process gets the same number of batches, and its share of a global batch is one run of consecutive images.
 
     Args:
-        source: the images.
-        batch_size: the global batch.
-        size: side of the centre crop in pixels.
-        stored_size: side that every image has, where images are passed whole; 0 to crop.
-        process_index: this process.
-        process_count: number of processes that share a batch.
-        threads: reader threads.
+      source: the images.
+      batch_size: the global batch.
+      size: side of the centre crop in pixels.
+      stored_size: side that every image has, where images are passed whole; 0 to crop.
+      process_index: this process.
+      process_count: number of processes that share a batch.
+      threads: reader threads.
 
     Returns:
-        An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
-        `size`), "label" int32 `[b]`, "index" int64 `[b]` into the source, "mask" bool `[b]`. Where the mask is false,
-        the image is black and label and index are -1.
+      An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
+      `size`), "label" int32 `[b]`, "index" int64 `[b]` into the source, "mask" bool `[b]`. Where the mask is false,
+      the image is black and label and index are -1.
 
     Raises:
-        SettingError: as `train_loader`.
+      SettingError: as `train_loader`.
     """
     share = _share(batch_size, process_count)
     chunk = _chunk(share)

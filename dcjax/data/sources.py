@@ -14,10 +14,10 @@ class DigitsSource:
     """The 1,797 handwritten digits that scikit-learn ships: `[8, 8, 3]`, 1,437 to train and 360 to test.
 
     Args:
-        split: "train" or "test".
+      split: "train" or "test".
 
     Raises:
-        SettingError: the split is neither.
+      SettingError: the split is neither.
     """
 
     name = "digits"
@@ -54,8 +54,8 @@ class Subset:
     """Some images of a source, e.g. those of a draw of few labels.
 
     Args:
-        source: the whole.
-        indices: which of its images, in this order.
+      source: the whole.
+      indices: which of its images, in this order.
     """
 
     def __init__(self, source: Source, indices: np.ndarray):
@@ -84,17 +84,17 @@ def open_source(name: str, *, dir: str, dataset: str, split: str, classes: Itera
     """Open the images of one split.
 
     Args:
-        name: a key of `SOURCES`.
-        dir: where the images are ("folder", "tfds").
-        dataset: the TFDS name ("tfds").
-        split: which part of them.
-        classes: for a test split, the class names of the training source ("folder").
+      name: a key of `SOURCES`.
+      dir: where the images are ("folder", "tfds").
+      dataset: the TFDS name ("tfds").
+      split: which part of them.
+      classes: for a test split, the class names of the training source ("folder").
 
     Returns:
-        The source.
+      The source.
 
     Raises:
-        SettingError: the name is unknown, or the source cannot be opened with these settings.
+      SettingError: the name is unknown, or the source cannot be opened with these settings.
     """
     if name not in SOURCES:
         raise unknown_name("data.name", name, SOURCES)

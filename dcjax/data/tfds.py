@@ -15,13 +15,13 @@ class TFDSSource:
     """A tensorflow-datasets image set that was prepared as ArrayRecord, read without TensorFlow.
 
     Args:
-        dir: the TFDS folder; empty for `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-        dataset: "name", "name/config" or either with ":version"; the newest prepared version unless given.
-        split: a split, or a part of one in TFDS's own notation ("train[:10%]").
+      dir: the TFDS folder; empty for `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      dataset: "name", "name/config" or either with ":version"; the newest prepared version unless given.
+      split: a split, or a part of one in TFDS's own notation ("train[:10%]").
 
     Raises:
-        SettingError: the set is unknown, not prepared in `dir`, not as ArrayRecord, or without images; or the split is
-            unknown or empty.
+      SettingError: the set is unknown, not prepared in `dir`, not as ArrayRecord, or without images; or the split is
+        unknown or empty.
     """
 
     name = "tfds"
