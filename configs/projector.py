@@ -1,7 +1,8 @@
-"""SimCLR with each projector of Table 2.
+r"""SimCLR with each projector of Table 2.
 
 Command:   python -m dcjax.main --config=configs/projector.py:orthogonal --workdir=runs/orthogonal
-           python -m dcjax.main --config=configs/projector.py:low_rank,cifar10 --config.data.dir=DIR
+           python -m dcjax.main --config=configs/projector.py:low_rank,cifar10 \
+               --config.data.name=folder --config.data.dir=DIR
 Argument:  none, orthogonal, linear, diagonal, low_rank, low_rank_diagonal, direct or mlp; after a comma the data set
            (imagenet, folder, cifar10, tiny_imagenet)
 Hardware:  as configs/directclr.py

@@ -1,7 +1,8 @@
-"""SimCLR with the paper's three heads: `mlp` (2 hidden layers with BN), `linear`, or `none` (Table 1).
+r"""SimCLR with the paper's three heads: `mlp` (2 hidden layers with BN), `linear`, or `none` (Table 1).
 
 Command:   python -m dcjax.main --config=configs/simclr.py:mlp --workdir=runs/simclr-mlp
-           python -m dcjax.main --config=configs/simclr.py:linear,cifar10 --config.data.dir=DIR
+           python -m dcjax.main --config=configs/simclr.py:linear,cifar10 \
+               --config.data.name=folder --config.data.dir=DIR
 Argument:  mlp, linear or none; after a comma the data set (imagenet, folder, cifar10, tiny_imagenet)
 Hardware:  as configs/directclr.py
 Time:      as configs/directclr.py

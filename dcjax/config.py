@@ -1,6 +1,7 @@
 """Config files and the command line: finding, overriding, comparing."""
 
 import contextlib
+import inspect
 import json
 import pathlib
 import re
@@ -72,10 +73,16 @@ def load_config(spec: str) -> Config:
     file = find_config(path)
     with _shipped_configs_importable():
         try:
-            get_config = runpy.run_path(str(file))["get_config"]
+            get_config = runpy.run_path(str(file)).get("get_config")
+            if get_config is None:
+                raise SettingError(f"--config={path}: the file has no function get_config()")
+            if colon and not inspect.signature(get_config).parameters:
+                raise SettingError(f"--config={spec}: this config takes no argument, use --config={path}")
             config = get_config(argument) if colon else get_config()
         except SettingError:
             raise
+        except ValueError as error:  # what a config says of an argument that it does not know
+            raise SettingError(f"--config={spec}: {error}") from error
         except Exception as error:
             raise SettingError(f"--config={spec}: {type(error).__name__}: {error}") from error
     return config.lock()
@@ -105,9 +112,13 @@ def read_config(workdir: pathlib.Path) -> Config:
     """
     file = workdir / CONFIG_FILE
     try:
-        return ConfigDict(json.loads(file.read_text())).lock()
-    except (OSError, json.JSONDecodeError) as error:
+        config = ConfigDict(json.loads(file.read_text())).lock()
+    except (OSError, ValueError, TypeError) as error:
         raise SettingError(f"{file} cannot be read ({error}); the command that made the run writes it anew") from error
+    missing = sorted(flatten(load_config("configs/directclr.py")).keys() - flatten(config).keys())
+    if missing:
+        raise SettingError(f"{file} lacks {', '.join(missing[:5])}; the command that made the run writes it anew")
+    return config
 
 
 def parse_config(argv: Sequence[str]) -> tuple[str | None, Config, list[str]]:
@@ -134,6 +145,8 @@ def parse_config(argv: Sequence[str]) -> tuple[str | None, Config, list[str]]:
             overrides.append(argument if equals else f"{argument}={next(arguments, '')}")
         else:
             rest.append(argument)
+    if spec == "":
+        raise SettingError("--config needs a file, e.g. --config=configs/quickstart.py")
     if spec is None:
         if overrides:
             raise SettingError(f"{overrides[0]} overrides a config, but no --config=FILE is given")
@@ -143,6 +156,9 @@ def parse_config(argv: Sequence[str]) -> tuple[str | None, Config, list[str]]:
     for override in overrides:
         key = override.lstrip("-").partition("=")[0].removeprefix("config.")
         if key not in known:
+            inside = [name for name in known if name.startswith(f"{key}.")]
+            if inside:
+                raise SettingError(f"config key '{key}' is a section; set one of its keys: {', '.join(inside)}")
             raise unknown_name("config key", key, known)
     values = flags.FlagValues()
     argv = ["dcjax", *overrides]

@@ -12,9 +12,11 @@ class SettingError(ValueError):
     """
 
 
-def unknown_name(setting: str, name: str, known: Iterable[str]) -> SettingError:
+def unknown_name(setting: str, name: str, table: Iterable[str]) -> SettingError:
     """The error for a name that is not in a table: it lists the known ones and suggests the nearest."""
-    names = sorted(known)
+    names = sorted(table)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
-    return SettingError(f"{setting} '{name}' is not known{hint}; known: {', '.join(names)}")
+    # A list of all config keys would bury the hint.
+    known = "" if near and len(names) > 20 else f"; known: {', '.join(names)}"
+    return SettingError(f"{setting} '{name}' is not known{hint}{known}")

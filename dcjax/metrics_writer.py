@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 from collections.abc import Mapping
 
 import jax
@@ -38,7 +39,7 @@ class MetricsWriter:
             initial=first_step * batch_size,
             unit="img",
             unit_scale=True,
-            mininterval=1.0,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,
         )
         self._batch_size = batch_size
 

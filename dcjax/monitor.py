@@ -3,6 +3,7 @@
 import collections
 import math
 import signal
+import sys
 import time
 from typing import Any
 
@@ -101,6 +102,7 @@ class StopRequest:
 
     def _request(self, number: int, _frame: Any) -> None:
         self.requested = True
+        print("dcjax: stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_: object) -> None:

@@ -52,15 +52,15 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
         is not finite. Checkpoints that were written stay.
       SystemExit: SIGINT or SIGTERM came; the state is saved.
     """
-    # The folder, the devices, the data, the modules.
-    workdir = open_workdir(workdir)
+    # The devices, the data, the modules, the folder.
     experiment = build(config)
     mesh, source = experiment.mesh, experiment.train_source
     check_batch(config.batch_size, mesh)
     total_steps, warmup_steps = run_lengths(config, len(source))
-
-    # The optimiser, and the step as one program over the mesh. The old state's memory becomes the new one's.
     optimizer, schedule = make_optimizer(config, total_steps=total_steps, warmup_steps=warmup_steps)
+    workdir = open_workdir(workdir)  # last, so that a command that is refused leaves nothing behind
+
+    # The step as one program over the mesh. The old state's memory becomes the new one's.
     train_step = jax.jit(
         make_train_step(
             experiment.network,

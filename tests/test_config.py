@@ -105,14 +105,16 @@ def test_overrides_have_the_types_of_the_config():
         (["--config=nowhere.py"], "no file 'nowhere.py'"),
         (["--config=configs/simclr.py:mpl"], "projector 'mpl' is not among mlp, linear, none"),
         (["--config=configs/directclr.py:cifar"], "data set 'cifar' is not known; known: imagenet"),
-        (["--config=configs/quickstart.py:x"], "get_config"),
+        (["--config=configs/quickstart.py:x"], "takes no argument, use --config=configs/quickstart.py"),
+        (["--config=configs/common.py"], "has no function get_config"),
+        (["--config="], "--config needs a file"),
         (
             ["--config=configs/quickstart.py", "--config.batchsize=3"],
             "'batchsize' is not known .*did you mean 'batch_size'",
         ),
         (["--config=configs/quickstart.py", "--config.optimizer.lr=3"], "'optimizer.lr' is not known"),
         (["--config=configs/quickstart.py", "--config.batch_size=many"], "batch_size.*many"),
-        (["--config=configs/quickstart.py", "--config.model=resnet50"], "'model' is not known"),
+        (["--config=configs/quickstart.py", "--config.model=resnet50"], "'model' is a section; .*model.name"),
         (["--config.batch_size=3"], "no --config=FILE is given"),
     ],
 )

@@ -171,6 +171,9 @@ def test_the_untrained_encoders_statistics_are_settled(run):
 def test_bad_input(run, tmp_path):
     with pytest.raises(SettingError, match="holds no checkpoints"):
         probe(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(SettingError, match="holds no complete checkpoint"):
+        probe(tmp_path)
     with pytest.raises(SettingError, match="labels_per_class must be at least 0, found -1"):
         probe(run["cached"], labels_per_class=-1)
     with pytest.raises(SettingError, match=r"labels_per_class must be at most .* found 1000"):
@@ -182,6 +185,18 @@ def test_bad_input(run, tmp_path):
     with pytest.raises(SettingError, match="--workdir"):
         main([])
     assert PARTS == ("all", "selected", "rest")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [('{"a": 1}', "lacks augment"), ("{", "cannot be read"), ("[]", "cannot be read")]
+)
+def test_a_config_that_is_damaged_is_named(run, text, message):
+    file = run["cached"] / "config.json"
+    whole = file.read_text()
+    file.write_text(text)
+    with pytest.raises(SettingError, match=f"config.json {message}"):
+        probe(run["cached"])
+    file.write_text(whole)
 
 
 def test_parts_that_the_projector_does_not_have(tmp_path):

@@ -49,3 +49,8 @@ def test_two_processes_train_and_probe_like_one(tmp_path):
 def test_a_cluster_that_is_not_there(tmp_path):
     with pytest.raises(SettingError, match=r"could not be joined .*--coordinator_address=HOST:PORT"):
         main(["--config=configs/quickstart.py", f"--workdir={tmp_path}", "--distributed"])
+
+
+def test_flags_of_a_cluster_belong_together(tmp_path):
+    with pytest.raises(SettingError, match="belong together"):
+        main(["--config=configs/quickstart.py", f"--workdir={tmp_path}", "--num_processes=2", "--process_id=1"])

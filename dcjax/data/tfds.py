@@ -107,7 +107,10 @@ def _prepared_folder(dir: str, dataset: str) -> str:
 
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] in known:
-        raise SettingError(f"data.dataset = {dataset!r}: not prepared in data.dir = {dir!r}; {_how_to_prepare(name)}")
+        raise SettingError(
+            f"data.dataset = {dataset!r}: not prepared in data.dir = {dir!r}; {_how_to_prepare(name)}"
+            ", or read class folders with data.name=folder"
+        )
     here = sorted(entry for entry, is_folder in entries(dir) if is_folder) if os.path.isdir(dir) else []
     raise SettingError(
         f"data.dataset = {dataset!r}: neither in data.dir = {dir!r} (there: {some(here) or 'nothing'}) nor a set that "

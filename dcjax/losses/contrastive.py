@@ -40,9 +40,8 @@ def unit_rows(z: Rows) -> Float[Array, "n d"]:
 def info_nce(z: Rows, z_prime: Rows, *, temperature: float) -> Float[Array, ""]:
     """Cross-view InfoNCE on L2-normalised rows, the mean of both directions.
 
-    Row i of `z` has its positive in row i of `z_prime` and its negatives in the other rows of `z_prime`, and the other
-    way
-    round: 1/2 mean_i [CE(s_i., i) + CE(s_.i, i)] with s_ij = cos(z_i, z'_j) / temperature.
+    Row i of `z` has its positive in row i of `z_prime` and its negatives in the other rows of `z_prime`, and the
+    other way round: 1/2 mean_i [CE(s_i., i) + CE(s_.i, i)] with s_ij = cos(z_i, z'_j) / temperature.
 
     Args:
       z: `[n, d]` embeddings of the first views.
