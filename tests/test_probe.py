@@ -188,7 +188,7 @@ def test_bad_input(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"a": 1}', "lacks augment"), ("{", "cannot be read"), ("[]", "cannot be read")]
+    ("text", "message"), [('{"a": 1}', "lacks augment"), ("{", "cannot be read"), ("3", "cannot be read")]
 )
 def test_a_config_that_is_damaged_is_named(run, text, message):
     file = run["cached"] / "config.json"
