@@ -112,9 +112,12 @@ def read_config(workdir: pathlib.Path) -> Config:
     """
     file = workdir / CONFIG_FILE
     try:
-        config = ConfigDict(json.loads(file.read_text())).lock()
-    except (OSError, ValueError, TypeError) as error:
+        values = json.loads(file.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("not a table of keys")
+    except (OSError, ValueError) as error:
         raise SettingError(f"{file} cannot be read ({error}); the command that made the run writes it anew") from error
+    config = ConfigDict(values).lock()
     missing = sorted(flatten(load_config("configs/directclr.py")).keys() - flatten(config).keys())
     if missing:
         raise SettingError(f"{file} lacks {', '.join(missing[:5])}; the command that made the run writes it anew")
