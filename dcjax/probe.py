@@ -103,20 +103,21 @@ def probe(
     if export and jax.process_index() == 0:
         write_features(export, train, test)
     draws = [draw_labelled(train.labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
-    linear = None if config.probe.cached else run_sgd_probes(experiment, variables, columns, test, draws)
 
-    def score(name: str, train_rows: np.ndarray, test_rows: np.ndarray) -> Score:
-        result = cached_scores(experiment, train_rows, train.labels, test_rows, test.labels, draws)
-        return result if linear is None else dataclasses.replace(result, **linear.get(name, {}))
+    def score(train_rows: np.ndarray, test_rows: np.ndarray) -> Score:
+        return cached_scores(experiment, train_rows, train.labels, test_rows, test.labels, draws)
 
-    scores = {name: score(name, train.r[:, part], test.r[:, part]) for name, part in columns.items()}
+    scores = {name: score(train.r[:, part], test.r[:, part]) for name, part in columns.items()}
+    if not config.probe.cached:  # after what fails fast: it takes hours on a large set
+        linear = run_sgd_probes(experiment, variables, columns, test, draws)
+        scores = {name: dataclasses.replace(row, **linear[name]) for name, row in scores.items()}
     if features is None:
         untrained = untrained_variables(experiment)
         for name, of in (
             ("raw pixels", lambda source: pixels(experiment, source)),
             ("untrained encoder", lambda source: experiment.features(untrained, source).r),
         ):
-            scores[name] = score(name, of(train_source), of(test_source))
+            scores[name] = score(of(train_source), of(test_source))
     if jax.process_index() == 0:
         print(score_table(scores, classes=len(train_source.classes), per_class=per_class))
         print(losses_line(workdir))
