@@ -10,7 +10,7 @@ config is set by --config.KEY=VALUE.
 import pathlib
 from collections.abc import Sequence
 
-from dcjax import cli
+from dcjax import cli, processes
 from dcjax.config import parse_config
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser(prog="python -m dcjax.main", description=__doc__ or "")
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="the config file (required)")
     parser.add_argument("--workdir", help="the run's folder (default: runs/CONFIG[-ARGUMENT])")
-    cli.add_process_flags(parser)
+    processes.add_process_flags(parser)
     spec, config, rest = parse_config(argv)
     flags = parser.parse_args(rest)
     if spec is None:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     from dcjax.pretrain import pretrain
     from dcjax.probe import probe
 
-    cli.join_processes(flags)
+    processes.join_processes(flags)
     pretrain(config, workdir)
     if config.probe.after_training:
         probe(workdir)

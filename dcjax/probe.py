@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dcjax import cli
+from dcjax import cli, processes
 from dcjax.checkpoint import FOLDER, Checkpointer
 from dcjax.collapse import effective_rank, spectrum
 from dcjax.config import read_config
@@ -338,9 +338,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--data_dir", help="where the data lies now (default: where the run found it)")
     parser.add_argument("--export", metavar="FILE.npz", help="write r, z and labels")
     parser.add_argument("--devices", type=int, default=0, help="how many devices to use (default: all)")
-    cli.add_process_flags(parser)
+    processes.add_process_flags(parser)
     flags = parser.parse_args(argv)
-    cli.join_processes(flags)
+    processes.join_processes(flags)
     probe(
         flags.workdir,
         features=flags.features,
