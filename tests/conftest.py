@@ -15,7 +15,7 @@ import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
 # The shapes that the annotations of the numeric parts promise are checked in tests, and only there.
-CHECKED = ["dcjax.losses", "dcjax.collapse", "dcjax.data.image_ops"]
+CHECKED = ["dcjax.losses", "dcjax.collapse", "dcjax.toy", "dcjax.data.image_ops"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

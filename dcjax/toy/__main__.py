@@ -1,0 +1,177 @@
+"""Puts the statements of the theory to the test.
+
+    python -m dcjax.toy --theorem 1        (or 2, 3; --lemma 1|2|3; --corollary 1|2; --figure 3|4|5|6)
+    python -m dcjax.toy --all              all of these
+    python -m dcjax.toy --phase            the phase diagram, which takes minutes
+
+Each prints what is claimed, what was computed and whether it holds, and writes a figure (PNG) and the numbers (JSON).
+Exit status: 0 where every claim holds, 1 where one fails, 2 after a mistake on the command line. An option that is not
+given keeps the value of the statement's own experiment.
+"""
+
+import argparse
+import importlib
+import inspect
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dcjax import cli
+from dcjax.errors import SettingError
+from dcjax.files import replace_text
+
+MODULES = {"lemma": "lemmas", "theorem": "theorems", "corollary": "corollaries", "figure": "figures"}
+NUMBERS = {"lemma": (1, 2, 3), "theorem": (1, 2, 3), "corollary": (1, 2), "figure": (3, 4, 5, 6)}
+OPTIONS = ("seed", "seeds", "dim", "amplitude", "depth", "steps")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, runs the statements it names and reports them."""
+    flags = _parse(argv)
+    names = _chosen(flags)
+    given = _options(flags)
+    out = _folder(flags.out)
+    functions = [_function(name) for name in names]
+    _check_options(names, functions, given, every=flags.all)
+    _start_jax(flags.x64)
+    summary, failed = [], 0
+    for name, function in zip(names, functions, strict=True):
+        start = time.perf_counter()
+        held, line = _run(name, function, given, out)
+        failed += not held
+        summary.append(f"  {line}  {time.perf_counter() - start:5.1f} s")
+    if len(names) > 1:
+        print("\n".join(["Summary", *summary]))
+    if failed:
+        cli.leave(1, f"{failed} of {len(names)} statements have a claim that does not hold (NO in its table)")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.Parser(prog="python -m dcjax.toy", description=__doc__ or "")
+    for kind, numbers in NUMBERS.items():
+        parser.add_argument(f"--{kind}", metavar="|".join(map(str, numbers)))
+    parser.add_argument("--phase", action="store_true", help="the phase diagram of collapse over amplitude and depth")
+    parser.add_argument("--all", action="store_true", help="every lemma, theorem, corollary and figure")
+    parser.add_argument("--seed", type=int, help="the first seed (0)")
+    parser.add_argument("--seeds", type=int, help="how many seeds")
+    parser.add_argument("--dim", type=int, help="width of the models (16)")
+    parser.add_argument(
+        "--amplitude",
+        type=float,
+        nargs="+",
+        help="variance of the augmentation's noise, where pairs of inputs differ by 1; figure 3 takes several, the "
+        "phase diagram the upper end of its axis",
+    )
+    parser.add_argument("--depth", type=int, help="layers of the deepest model")
+    parser.add_argument("--steps", type=int, help="steps of SGD")
+    parser.add_argument("--out", default="runs/toy", help="folder of the figures and numbers (runs/toy)")
+    parser.add_argument("--x64", action=argparse.BooleanOptionalAction, default=True, help="float64, or else float32")
+    return parser.parse_args(argv)
+
+
+def _chosen(flags: argparse.Namespace) -> list[str]:
+    """The statements to run, as `theorem_1`."""
+    asked = [kind for kind in NUMBERS if getattr(flags, kind) is not None]
+    asked += [name for name in ("phase", "all") if getattr(flags, name)]
+    if len(asked) != 1:
+        found = " and ".join(f"--{name}" for name in asked) or "none"
+        raise SettingError(f"give one of --lemma, --theorem, --corollary, --figure, --phase and --all, found {found}")
+    if flags.all:
+        return [f"{kind}_{number}" for kind, numbers in NUMBERS.items() for number in numbers]
+    if flags.phase:
+        return ["phase"]
+    (kind,) = asked
+    value = getattr(flags, kind)
+    known = [str(number) for number in NUMBERS[kind]]
+    if value not in known:
+        raise SettingError(f"--{kind} must be {', '.join(known[:-1])} or {known[-1]}, found '{value}'")
+    return [f"{kind}_{value}"]
+
+
+def _options(flags: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, checked."""
+    given = {name: getattr(flags, name) for name in OPTIONS if getattr(flags, name) is not None}
+    # Noise on half of the coordinates needs two of them.
+    least = {"seed": 0, "seeds": 1, "dim": 2, "depth": 1, "steps": 1}
+    for name, low in least.items():
+        if name in given and given[name] < low:
+            raise SettingError(f"--{name} must be at least {low}, found {given[name]}")
+    if "seed" in given and given["seed"] + given.get("seeds", 8) >= 2**32:
+        raise SettingError(f"--seed must be below 2^32 with all its seeds, found {given['seed']}")
+    for value in given.get("amplitude", []):
+        if not 0 <= value < math.inf:
+            raise SettingError(f"--amplitude must be finite and not negative, found {value:g}")
+    return given
+
+
+def _folder(path: str) -> pathlib.Path:
+    """The output folder, tried before anything is computed."""
+    folder = pathlib.Path(path)
+    probe = folder / ".partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise SettingError(f"--out '{path}' cannot be written ({error.strerror}); give a folder that can be") from error
+    return folder
+
+
+def _start_jax(x64: bool) -> None:
+    """Sets JAX up before it touches a device: the precision, and one CPU device for every core."""
+    import jax
+
+    jax.config.update("jax_enable_x64", x64)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jax.config.update("jax_num_cpu_devices", cores)
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module = "phase" if name == "phase" else MODULES[name.partition("_")[0]]
+    return getattr(importlib.import_module(f"dcjax.toy.{module}"), name)
+
+
+def _check_options(
+    names: list[str], functions: list[Callable[..., Any]], given: dict[str, Any], *, every: bool
+) -> None:
+    """Refuses options without use: by the one statement that was asked for, or by all of them."""
+    taken = set().union(*(inspect.signature(function).parameters for function in functions))
+    for option in given:
+        if option not in taken:
+            known = ", ".join(f"--{name}" for name in OPTIONS if name in taken)
+            raise SettingError(f"--{option} has no use in {names[0].replace('_', ' ')}, which takes {known}")
+    if len(given.get("amplitude", [])) > 1 and (every or names != ["figure_3"]):
+        raise SettingError(f"--amplitude takes several values in figure 3 alone, found {len(given['amplitude'])}")
+
+
+def _run(name: str, function: Callable[..., Any], given: dict[str, Any], out: pathlib.Path) -> tuple[bool, str]:
+    """Runs one statement, prints its table and writes its files; whether it holds, and a line for the summary."""
+    from dcjax.toy.claims import as_json, as_text
+
+    parameters = inspect.signature(function).parameters
+    options = {key: value.default for key, value in parameters.items()} | {
+        k: v for k, v in given.items() if k in parameters
+    }
+    if name != "figure_3" and isinstance(options.get("amplitude"), list):
+        (options["amplitude"],) = options["amplitude"]
+    report = function(**options)
+    print(as_text(report))
+    figure, numbers = out / f"{name}.png", out / f"{name}.json"
+    try:
+        report.draw(figure)
+        replace_text(numbers, json.dumps(as_json(report, options), indent=1))
+    except OSError as error:
+        raise SettingError(f"--out '{out}' cannot be written ({error.strerror}); give a folder that can be") from error
+    print(f"\n  {figure}\n  {numbers}\n")
+    held = sum(check.holds for check in report.checks)
+    return report.holds, f"{name:12} {held:2} of {len(report.checks):2} claims hold"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,233 @@
+"""Closed forms of the flows against an adaptive ODE solver, automatic differentiation and values computed elsewhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from dcjax.toy import (
+    blow_up_time,
+    conserved_quantity,
+    info_nce,
+    integrate,
+    interaction_matrix,
+    linear_flow,
+    linear_flow_spectral,
+    singular_value_flow,
+    softmax_weights,
+    two_layer_flow,
+    two_layer_velocity,
+)
+
+TIGHT = {"rtol": 1e-13, "atol": 1e-15}
+
+
+def symmetric(d, seed=0, definite=False):
+    root = np.random.default_rng(seed).normal(size=(d, d)) / np.sqrt(d)
+    return root @ root.T if definite else root + root.T
+
+
+def layers(d, seed=0, scale=0.5):
+    return tuple(scale * np.random.default_rng(seed).normal(size=(2, d, d)) / np.sqrt(d))
+
+
+def error(found, expected):
+    return np.max(np.abs(np.asarray(found) - expected)) / np.max(np.abs(expected))
+
+
+def test_linear_flow_against_the_ode(x64):
+    w0, x_matrix, times = np.random.default_rng(1).normal(size=(4, 6)), symmetric(6), np.linspace(0, 3, 7)
+    assert np.linalg.eigvalsh(x_matrix)[0] < 0 < np.linalg.eigvalsh(x_matrix)[-1]
+    solved = integrate(lambda w: w @ x_matrix, jnp.asarray(w0), times, **TIGHT)
+    for flow in (linear_flow, linear_flow_spectral):
+        closed = flow(w0, x_matrix, times)
+        assert closed.shape == (7, 4, 6)
+        assert max(error(a, b) for a, b in zip(closed, solved, strict=True)) <= 1e-10
+        np.testing.assert_allclose(closed[0], w0, rtol=1e-12)
+        np.testing.assert_allclose(flow(w0, x_matrix, 1.5), closed[3], rtol=1e-12)
+
+
+def test_linear_flow_loses_the_directions_of_negative_eigenvalues(x64):
+    w0, x_matrix = np.random.default_rng(1).normal(size=(6, 6)), symmetric(6)
+    values, vectors = np.linalg.eigh(x_matrix)
+    for t in (1.0, 4.0):
+        lengths = np.linalg.norm(np.asarray(linear_flow(w0, x_matrix, t)) @ vectors, axis=0)
+        expected = np.linalg.norm(w0 @ vectors, axis=0) * np.exp(values * t)
+        np.testing.assert_allclose(lengths, expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("norm", [1.0, 5.3, 6.0, 10.7, 11.0, 40.0, 300.0])
+def test_linear_flow_is_exact_at_every_norm(x64, norm):
+    """Between 5.4 and 10.8, 10.8 and 21.5, ... jax.scipy.linalg.expm alone loses up to half of the digits."""
+    for seed in range(5):
+        x_matrix = symmetric(4, seed)
+        x_matrix *= norm / np.abs(x_matrix).sum(0).max()
+        values, vectors = np.linalg.eigh(x_matrix)
+        assert error(linear_flow(np.eye(4), x_matrix, 1.0), (vectors * np.exp(values)) @ vectors.T) <= 1e-12
+
+
+def test_linear_flow_is_differentiable_batched_and_strict(strict_dtypes):
+    w0, x_matrix = np.float32(np.random.default_rng(1).normal(size=(3, 3))), np.float32(symmetric(3))
+    check_grads(lambda w, t: linear_flow(w, x_matrix, t), (w0, 0.5), order=1, modes=["rev"], rtol=1e-2, atol=1e-2)
+    many = jax.jit(jax.vmap(linear_flow, in_axes=(0, None, None)))(np.stack([w0, 2 * w0]), x_matrix, np.float32(0.5))
+    assert many.dtype == jnp.float32
+    np.testing.assert_allclose(many[1], 2 * many[0], rtol=1e-5)
+
+
+def test_two_layer_velocity_against_autodiff(x64):
+    rng = np.random.default_rng(0)
+    for n, d in ((2, 3), (20, 8)):
+        w1, w2 = layers(d)
+        x, x_prime = rng.normal(size=(2, n, d))
+
+        def loss(w1, w2, x=x, x_prime=x_prime):
+            return info_nce(x @ (w2 @ w1).T, x_prime @ (w2 @ w1).T)
+
+        alpha = softmax_weights(x @ (w2 @ w1).T, x_prime @ (w2 @ w1).T)
+        found = two_layer_velocity(w1, w2, interaction_matrix(x, x_prime, alpha))
+        for a, b in zip(found, jax.grad(loss, argnums=(0, 1))(w1, w2), strict=True):
+            assert error(a, -b) <= 1e-10
+
+
+def test_two_layer_flow_is_of_second_order(x64):
+    w1, w2, x_matrix = *layers(5), symmetric(5)
+    solved = integrate(
+        lambda s: two_layer_velocity(*s, x_matrix), tuple(map(jnp.asarray, (w1, w2))), np.array([0.5]), **TIGHT
+    )
+    errors = []
+    for steps in (40, 80, 160):
+        found = two_layer_flow(w1, w2, x_matrix, 0.5, steps=steps)
+        errors.append(max(error(a, b[0]) for a, b in zip(found, solved, strict=True)))
+    np.testing.assert_allclose(np.log2(np.divide(errors[:-1], errors[1:])), 2, atol=0.05)
+    assert errors[-1] < 1e-5
+    start = np.asarray(conserved_quantity(w1, w2))
+    np.testing.assert_allclose(conserved_quantity(solved[0][0], solved[1][0]), start, atol=1e-11)
+    for a, b in zip(two_layer_flow(w1, w2, x_matrix, 0.0, steps=1), (w1, w2), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-14)
+
+
+def test_two_layer_flow_of_layers_that_are_not_square():
+    rng = np.random.default_rng(0)
+    w1, w2 = np.float32(rng.normal(size=(3, 5))), np.float32(rng.normal(size=(2, 3)))
+    end1, end2 = two_layer_flow(w1, w2, np.float32(0.1 * symmetric(5)), 0.1, steps=4)
+    assert (end1.shape, end2.shape, end1.dtype) == ((3, 5), (2, 3), jnp.float32)
+
+
+def test_conserved_along_the_real_flow(x64):
+    rng = np.random.default_rng(0)
+    x, x_prime = rng.normal(size=(2, 12, 4))
+    start = tuple(map(jnp.asarray, layers(4, scale=1.0)))
+    velocity = jax.grad(lambda s: -info_nce(x @ (s[1] @ s[0]).T, x_prime @ (s[1] @ s[0]).T) / 12)
+    end1, end2 = (w[0] for w in integrate(velocity, start, np.array([5.0]), rtol=1e-12, atol=1e-14))
+    assert np.abs(end1 - start[0]).max() > 0.1
+    assert error(conserved_quantity(end1, end2), conserved_quantity(*start)) <= 1e-10
+
+
+# Values at 0.95 of the blow-up time, or at t = 4, from DOP853 with rtol 1e-12.
+@pytest.mark.parametrize(
+    ("rate", "sigma0", "gap", "t", "expected"),
+    [
+        (0.8, 0.5, 0.0, 0.95 * 2.5, 2.23606798),
+        (0.8, 0.5, 0.75, 0.95 * 1.15524530, 3.23257554),
+        (0.8, 1.1, -1.0, 0.95 * 1.09454257, 3.45363460),
+        (-0.8, 1.1, -1.0, 4.0, 1.00014421),
+        (-0.8, 0.5, 0.75, 4.0, 0.0393224987),
+        (-0.8, 0.5, 0.0, 4.0, 0.310086837),
+    ],
+)
+def test_singular_value_flow_against_known_values(x64, rate, sigma0, gap, t, expected):
+    np.testing.assert_allclose(singular_value_flow(sigma0, gap, rate, t), expected, rtol=3e-8)  # the digits printed
+
+
+@pytest.mark.parametrize("rate", [0.8, -0.8])
+@pytest.mark.parametrize(("sigma0", "gap"), [(0.5, 0.75), (0.5, 0.0), (1.1, -1.0), (0.5, 1e-9), (0.5, -1e-9)])
+def test_singular_value_flow_against_the_ode(x64, sigma0, gap, rate):
+    end = 0.999 * float(blow_up_time(sigma0, gap, rate)) if rate > 0 else 6.0
+    times = np.linspace(0, end, 12)
+    solve = jax.jit(functools.partial(integrate, lambda s: s * (s**2 + gap) * rate, **TIGHT))
+    closed, solved = np.asarray(singular_value_flow(sigma0, gap, rate, times)), solve(jnp.asarray(sigma0), times)
+    np.testing.assert_allclose(closed, solved, rtol=1e-9)
+    assert closed[0] == pytest.approx(sigma0, rel=1e-15)
+
+
+def test_blow_up_time(x64):
+    np.testing.assert_allclose(blow_up_time(0.5, 0.0, 0.8), 2.5, rtol=1e-15)
+    np.testing.assert_allclose(blow_up_time(0.5, 0.75, 0.8), 1.15524530, rtol=1e-8)
+    np.testing.assert_allclose(blow_up_time(1.1, -1.0, 0.8), 1.09454257, rtol=1e-8)
+    # Continuous through gap = 0, where the logarithm's own formula is 0/0.
+    gaps = np.array([-1e-4, -1e-8, -1e-13, 0, 1e-13, 1e-8, 1e-4])
+    np.testing.assert_allclose(blow_up_time(0.5, gaps, 0.8), 2.5 * (1 - 2 * gaps), rtol=1e-7)
+    never = blow_up_time(np.array([0.5, 0.0, 0.5]), np.array([0.1, 1.0, -0.25]), np.array([-1.0, 1.0, 1.0]))
+    np.testing.assert_array_equal(never, np.inf)
+    at = float(blow_up_time(0.5, 0.75, 0.8))
+    np.testing.assert_array_equal(singular_value_flow(0.5, 0.75, 0.8, np.array([1 + 1e-9, 1.5, 100]) * at), np.inf)
+    assert singular_value_flow(0.5, 0.75, 0.8, at * (1 - 1e-9)) > 1e4
+
+
+def test_singular_value_flow_at_its_fixed_points_and_limits(x64):
+    # The other layer's value is 0, or this one's: nothing moves.
+    np.testing.assert_allclose(singular_value_flow(0.5, -0.25, 0.8, 50.0), 0.5, rtol=1e-12)
+    assert singular_value_flow(0.0, 1.0, 0.8, 3.0) == 0
+    # Shrinking: the smaller value dies out, the larger one stalls at sqrt(-gap), however long it takes.
+    np.testing.assert_allclose(singular_value_flow(1.1, -1.0, -0.8, 1e4), 1.0, rtol=1e-12)
+    assert singular_value_flow(0.5, 0.75, -0.8, 1e4) == 0
+
+
+def test_singular_value_flow_differentiates_batches_and_keeps_float32(strict_dtypes):
+    gaps = jnp.asarray([-0.5, 0.0, 0.5], jnp.float32)
+    flow = jax.jit(jax.vmap(singular_value_flow, in_axes=(None, 0, None, None)))
+    values = flow(jnp.float32(1.0), gaps, jnp.float32(0.3), jnp.float32(0.5))
+    assert values.dtype == jnp.float32
+    np.testing.assert_allclose(values, singular_value_flow(1.0, gaps, 0.3, 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("gap", [-0.3, 0.0, 0.4])
+def test_singular_value_flow_gradient(x64, gap):
+    check_grads(singular_value_flow, (0.9, gap, 0.5, 0.6), order=1, modes=["rev"], rtol=1e-5, atol=1e-8)
+
+
+def test_bad_input(unchecked_shapes):
+    w, x_matrix = np.ones((3, 3)), np.eye(3)
+    skew = x_matrix + np.array([[0, 1e-4, 0], [0, 0, 0], [0, 0, 0]])
+    for flow in (linear_flow, linear_flow_spectral):
+        with pytest.raises(ValueError, match="t must not be negative, found -1"):
+            flow(w, x_matrix, -1.0)
+        with pytest.raises(ValueError, match=r"symmetric.*0\.0001"):
+            flow(w, skew, 1.0)
+        with pytest.raises(ValueError, match=r"x_matrix must have the shape \(3, 3\), found \(2, 2\)"):
+            flow(w, np.eye(2), 1.0)
+        with pytest.raises(ValueError, match=r"w0 must have the shape \[m, d\], found \(3,\)"):
+            flow(w[0], x_matrix, 1.0)
+        with pytest.raises(ValueError, match="w0 must be finite"):
+            flow(w * np.nan, x_matrix, 1.0)
+        with pytest.raises(ValueError, match="t must be finite"):
+            flow(w, x_matrix, np.inf)
+    for function in (two_layer_velocity, functools.partial(two_layer_flow, t=1.0)):
+        with pytest.raises(ValueError, match="symmetric"):
+            function(w, w, x_matrix=skew)
+        with pytest.raises(ValueError, match=r"\[h, d\] and \[m, h\], found \(3, 3\) and \(3, 2\)"):
+            function(w, w[:, :2], x_matrix=x_matrix)
+    with pytest.raises(ValueError, match="steps must be at least 1, found 0"):
+        two_layer_flow(w, w, x_matrix, 1.0, steps=0)
+    with pytest.raises(ValueError, match="t must not be negative"):
+        two_layer_flow(w, w, x_matrix, -1.0)
+    with pytest.raises(ValueError, match="t must be one number"):
+        two_layer_flow(w, w, x_matrix, np.ones(2))
+    with pytest.raises(ValueError, match="sigma0 must not be negative"):
+        singular_value_flow(-0.5, 0.0, 1.0, 1.0)
+    with pytest.raises(ValueError, match="gap must be at least"):
+        singular_value_flow(0.5, -0.3, 1.0, 1.0)
+    with pytest.raises(ValueError, match="rate must be finite"):
+        blow_up_time(0.5, 0.3, np.nan)
+    with pytest.raises(ValueError, match="times must ascend"):
+        integrate(lambda w: w, np.ones(2), np.array([1.0, 0.5]), rtol=1e-3, atol=1e-3)
+
+
+def test_symmetry_is_judged_by_the_dtype(x64):
+    almost = np.eye(3) + 1e-8 * np.triu(np.ones((3, 3)))
+    with pytest.raises(ValueError, match="symmetric"):
+        linear_flow(np.eye(3), almost, 1.0)
+    linear_flow(np.eye(3, dtype=np.float32), almost.astype(np.float32), 1.0)

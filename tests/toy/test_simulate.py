@@ -1,0 +1,219 @@
+"""The ensembles against explicit views, plain loops and automatic differentiation."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dcjax.errors import SettingError
+from dcjax.toy import INITS, Setting, collapsed, conserved_quantity, embed, info_nce, simulate
+from dcjax.toy.ensembles import STRONG, TWO_LAYERS, run
+from dcjax.toy.simulate import _bases, _draw
+
+TINY = dataclasses.replace(STRONG, dim=4, samples=6)
+
+
+def dot_loss(z, z_prime, temperature):
+    """The sum over i of the cross-entropy of z_i . z'_j / temperature."""
+    logits = z @ z_prime.T / temperature
+    return -jnp.sum(jnp.diagonal(jax.nn.log_softmax(logits, axis=1)))
+
+
+def views_of(setting, seed, step, amplitude):
+    """The two views of a step, formed one by one."""
+    drawn = _draw(setting, jax.random.fold_in(jax.random.key(seed), step), jnp.zeros(()).dtype)
+    return [drawn @ basis.T for basis in _bases(setting, jnp.asarray(amplitude))]
+
+
+def plain_sgd(setting, weights, *, depth, amplitude, seed, steps):
+    """SGD as one would write it: views, layers one after the other, autodiff of the mean loss."""
+
+    def loss(layers, x, x_prime):
+        for i, w in enumerate(layers):
+            x, x_prime = x @ w.T, x_prime @ w.T
+            if setting.relu and i + 1 < depth:
+                x, x_prime = jax.nn.relu(x), jax.nn.relu(x_prime)
+        total = dot_loss(x, x_prime, setting.temperature) if setting.loss == "dot" else info_nce(x, x_prime)
+        return total / setting.samples
+
+    layers = list(jnp.asarray(weights[:depth]))
+    gradient = jax.jit(jax.grad(loss))
+    for step in range(steps):
+        for i, g in enumerate(gradient(layers, *views_of(setting, seed, step, amplitude))):
+            if i not in setting.frozen:
+                layers[i] = layers[i] - setting.learning_rate * g
+    return np.stack(layers)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"relu": True, "noise": "isotropic", "two_sided": True},
+        {"loss": "dot", "temperature": 0.5, "init": "decaying", "two_sided": True},
+        {"frozen": (1,), "init": "balanced"},
+    ],
+    ids=lambda changes: "-".join(map(str, changes)) or "plain",
+)
+def test_against_plain_sgd(x64, changes):
+    setting = dataclasses.replace(TINY, **changes)
+    depths, amplitudes, seeds = (2, 3), (0.0, 1.5), (0, 7)
+    trajectory = simulate(setting, depths=depths, amplitudes=amplitudes, seeds=seeds, steps=[0, 5])
+    assert trajectory.weights.shape == (2, 2, 2, 2, 3, 4, 4)
+    for index in [(0, 1, 0), (1, 0, 1), (1, 1, 0)]:
+        start, end = trajectory.weights[index]
+        depth, amplitude, seed = depths[index[0]], amplitudes[index[1]], seeds[index[2]]
+        expected = plain_sgd(setting, start, depth=depth, amplitude=amplitude, seed=seed, steps=5)
+        assert np.abs(end[:depth] - start[:depth]).max() > 1e-3
+        np.testing.assert_allclose(end[:depth], expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_array_equal(end[depth:], np.broadcast_to(np.eye(4), (3 - depth, 4, 4)))
+        for layer in setting.frozen:
+            np.testing.assert_array_equal(end[layer], start[layer])
+
+
+def test_a_cell_does_not_depend_on_the_grid_around_it():
+    grid = simulate(TINY, depths=[1, 2, 3], amplitudes=[0.5, 2.0], seeds=[0, 1, 2], steps=[2, 6])
+    alone = simulate(TINY, depths=[2], amplitudes=[2.0], seeds=[1], steps=[6])
+    np.testing.assert_allclose(grid.weights[1, 1, 1, 1, :2], alone.weights[0, 0, 0, 0], rtol=1e-5, atol=1e-6)
+
+
+def test_both_precisions_see_the_same_data():
+    grid = {"depths": [2], "amplitudes": [1.0], "seeds": [3], "steps": [0, 8]}
+    single = simulate(TINY, **grid)
+    with jax.enable_x64(True):
+        double = simulate(TINY, **grid)
+    assert (single.weights.dtype, double.weights.dtype) == (np.float32, np.float64)
+    np.testing.assert_allclose(single.weights, double.weights, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+@pytest.mark.parametrize("noise", ["block", "isotropic"])
+def test_covariances_of_the_views(noise, two_sided):
+    setting = dataclasses.replace(STRONG, dim=4, samples=50_000, noise=noise, two_sided=two_sided)
+    x, x_prime = views_of(setting, 0, 0, 2.0)
+    mask = np.array([0, 0, 1, 1] if noise == "block" else [1, 1, 1, 1])
+    np.testing.assert_allclose(np.cov(x.T), np.diag(0.5 + two_sided * 2.0 * mask), atol=0.05)
+    np.testing.assert_allclose(np.cov(x_prime.T), np.diag(0.5 + 2.0 * mask), atol=0.05)
+    np.testing.assert_allclose(np.cov((x_prime - x).T), np.diag((1 + two_sided) * 2.0 * mask), atol=0.1)
+
+
+def test_initial_layers(x64):
+    key, d = jax.random.key(0), 16
+    default = np.asarray(INITS["default"](key, 3, d, jnp.float64))
+    assert 0.24 < np.abs(default).max() <= 0.25
+    for name in ("decaying", "balanced"):
+        layers = np.asarray(INITS[name](key, 3, d, jnp.float64))
+        np.testing.assert_allclose(
+            np.linalg.svd(layers, compute_uv=False), [np.exp(-0.35 * np.arange(d))] * 3, rtol=1e-9
+        )
+    for lower, upper in itertools.pairwise(layers):
+        np.testing.assert_allclose(conserved_quantity(lower, upper), 0, atol=1e-14)
+    # A layer is the same in a deeper chain.
+    np.testing.assert_array_equal(
+        INITS["decaying"](key, 1, d, jnp.float64)[0], INITS["decaying"](key, 3, d, jnp.float64)[0]
+    )
+
+
+def test_embed_pads_with_identities():
+    rng = np.random.default_rng(0)
+    x, layers = rng.normal(size=(5, 3)), rng.normal(size=(2, 3, 3))
+    padded = np.concatenate([layers, np.eye(3)[None]])
+    plain = x @ layers[0].T
+    np.testing.assert_allclose(embed(padded, x, 2, relu=False), plain @ layers[1].T)
+    np.testing.assert_allclose(embed(padded, x, 2, relu=True), np.maximum(plain, 0) @ layers[1].T)
+    np.testing.assert_allclose(embed(padded[1:], x, 1, relu=True), x @ layers[1].T)
+
+
+def test_what_a_trajectory_tells():
+    trajectory = simulate(TINY, depths=[1, 2], amplitudes=[1.0], seeds=[0, 1], steps=[0, 3])
+    values = trajectory.singular_values()
+    assert values.shape == (2, 1, 2, 2, 2, 4)
+    np.testing.assert_allclose(values[0, 0, 0, 0, 1], 1)  # padding
+    assert trajectory.alignment().shape == (2, 1, 2, 2, 4, 4)
+    spectra = trajectory.embedding_spectra(inputs=20_000)
+    product = trajectory.weights[1, 0, 1, 1, 1] @ trajectory.weights[1, 0, 1, 1, 0]
+    expected = 0.5 * np.linalg.svd(product, compute_uv=False) ** 2
+    np.testing.assert_allclose(spectra[1, 0, 1, 1], expected, rtol=0.1)
+
+
+def test_collapsed():
+    values = np.array([[4.0, 1.0, 0.039, 0.0], [4.0, 4.0, 4.0, 4.0]])
+    np.testing.assert_array_equal(collapsed(values, below=1e-2), [2, 0])
+
+
+def test_divergence_is_kept_by_simulate_and_named_by_run():
+    with pytest.raises(SettingError, match=r"diverged at amplitude 50, depth 3, seed 0 .*learning rate 2"):
+        run(TINY, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60], learning_rate=2.0)
+    setting = dataclasses.replace(TINY, learning_rate=2.0)
+    lost = simulate(setting, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60])
+    assert not np.isfinite(lost.weights).all()
+
+
+def test_both_causes_of_collapse_in_small(x64):
+    """Short runs of the figures' models; the full tables are among the slow tests."""
+    strong = run(STRONG, amplitudes=[0.5, 2.0], seeds=[0], steps=[1000, 2000], samples=64).singular_values()[
+        0, :, 0, :, 0
+    ]
+    np.testing.assert_array_equal(collapsed(strong[:, 1], below=1e-2), [0, 8])
+    assert np.all(strong[1, 1, 8:] < 0.8 * strong[1, 0, 8:])  # still decaying
+    assert np.all(strong[0, 1, 8:] > 0.8 * strong[0, 0, 8:])  # settled
+    deep = run(TWO_LAYERS, depths=[1, 2, 3], amplitudes=[0.01], seeds=[0], steps=[1500], samples=64)
+    number = collapsed(deep.embedding_spectra()[:, 0, 0, -1], below=1e-2)
+    assert number[0] == 0
+    assert 8 <= number[1] <= number[2]
+    balanced = run(TWO_LAYERS, depths=[2], amplitudes=[1e-6], seeds=[0], steps=[500], samples=64, init="balanced")
+    assert np.diagonal(balanced.alignment()[0, 0, 0, -1]).min() > 0.99
+
+
+def test_the_dot_product_loss_suppresses_but_does_not_collapse():
+    """Its fixed point for large batches is w^2 = tau s / (s + a)^2, s the inputs' variance, a each view's noise."""
+    changes = {"data_variance": 1.0, "two_sided": True, "loss": "dot", "temperature": 0.1, "learning_rate": 0.01}
+    trajectory = run(STRONG, amplitudes=[2.25], seeds=[0], steps=[1000], dim=4, samples=256, **changes)
+    found = trajectory.singular_values()[0, 0, 0, 0, 0]
+    np.testing.assert_allclose(found[:2], np.sqrt(0.1), rtol=0.1)
+    np.testing.assert_allclose(found[2:], np.sqrt(0.1) / 3.25, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"noise": "salt"}, "noise 'salt' is not known.*block"),
+        ({"init": "balance"}, "did you mean 'balanced'"),
+        ({"loss": "mse"}, "loss 'mse' is not known"),
+        ({"dim": 0}, "dim and samples .* found 0 and 6"),
+        ({"samples": 1}, "dim and samples .* found 4 and 1"),
+        ({"learning_rate": 0.0}, r"learning_rate must be positive and finite, found 0\.0"),
+        ({"data_variance": -1.0}, "data_variance must be positive"),
+        ({"temperature": 0.1}, r"temperature belongs to the loss dot, found 0\.1"),
+        ({"loss": "dot"}, "temperature belongs to the loss dot, found None"),
+        ({"loss": "dot", "temperature": 0.0}, "temperature must be positive"),
+    ],
+)
+def test_bad_settings(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Setting(**(dataclasses.asdict(TINY) | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depths": []}, "depths must not be empty"),
+        ({"depths": [0]}, "depths must be at least 1, found 0"),
+        ({"amplitudes": [-1.0]}, "amplitudes must be finite and not negative"),
+        ({"amplitudes": [np.nan]}, "amplitudes must be finite and not negative"),
+        ({"seeds": [-1]}, "seeds must be from 0"),
+        ({"steps": [3, 3]}, r"steps must ascend from 0 or more, found \[3, 3\]"),
+        ({"steps": [-1]}, "steps must ascend from 0 or more"),
+    ],
+)
+def test_bad_grids(changes, message):
+    with pytest.raises(ValueError, match=message):
+        simulate(TINY, **({"depths": [1], "amplitudes": [1.0], "seeds": [0], "steps": [1]} | changes))
+
+
+def test_a_frozen_layer_must_exist():
+    with pytest.raises(ValueError, match="frozen must name layers from 0 to 0"):
+        simulate(dataclasses.replace(TINY, frozen=(1,)), depths=[1, 2], amplitudes=[1.0], seeds=[0], steps=[1])
