@@ -184,7 +184,7 @@ def figure_5(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 10000
                 f"covariance: values < 1e-2 of the largest, of {dim}", collapsed(spectra[:, -1], below=1e-2), low, high
             ),
             counts("W1 and W2: values < 1e-4 of the largest", collapsed(values[:, -1], below=1e-4), 0, 0),
-            at_least("the largest value of a layer grows by", growth[..., 0], 2),
+            at_least("the largest value of a layer grows by", growth[..., 0], 2.0),
             Check(
                 "the smallest value of a layer grows by",
                 "< 1.5",
