@@ -50,7 +50,7 @@ def corollary_1(*, seed: int = 0, seeds: int = 3, dim: int = 16, amplitude: floa
                     ],
                     "rank",
                     "eigenvalue of C(z)",
-                    f"embeddings of a linear model, noise on {dim // 2} of {dim}",
+                    f"linear model, noise on {dim // 2} of {dim}",
                 )
             ],
         ),
@@ -104,7 +104,7 @@ def corollary_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, depth: int = 2,
                     [Curve(shallow, label="1 layer", colour=0), Curve(deep, label=f"{depth} layers", colour=1)],
                     "rank",
                     "eigenvalue of C(z)",
-                    "embeddings of linear chains, little augmentation",
+                    "linear chains, little augmentation",
                 )
             ],
         ),

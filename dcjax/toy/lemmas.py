@@ -145,7 +145,7 @@ def lemma_2(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
                     ],
                     "eigenvalue rank",
                     "eigenvalue",
-                    f"X = S0 - S1, noise variance {amplitude:g} on {dim // 2} of {dim}",
+                    f"X = S0 - S1, noise {amplitude:g} on {dim // 2} of {dim}",
                     log_y=False,
                     level=0.0,
                 )
@@ -194,7 +194,7 @@ def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
                     ],
                     "steps",
                     "relative error",
-                    "fixed X: one layer at a time against the ODE",
+                    "X fixed: split flow against the ODE",
                     log_x=True,
                 ),
                 Panel(
@@ -210,7 +210,7 @@ def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
                     ],
                     "learning rate",
                     "relative drift",
-                    "W1 W1^T - W2^T W2 along the real flow, t = 10",
+                    "W1 W1ᵀ - W2ᵀ W2 along the real flow",
                     log_x=True,
                 ),
             ],

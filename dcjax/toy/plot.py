@@ -20,7 +20,9 @@ STYLE: Any = {
     "axes.titlesize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.frameon": False,
+    "legend.facecolor": "white",
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "legend.fontsize": 7,
 }
 PANEL = (3.1, 2.5)  # inches

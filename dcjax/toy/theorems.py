@@ -84,7 +84,7 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
                     family(trajectory.steps, trained),
                     "SGD step",
                     "singular value of W",
-                    f"the real X, noise variance {amplitude:g} on {dim // 2} of {dim}",
+                    f"real X, noise {amplitude:g} on {dim // 2} of {dim}",
                 ),
             ],
         ),
