@@ -195,7 +195,7 @@ def figure_5(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 10000
         tables=[Table(f"after {steps} steps", ["of", "largest", "smallest", "< 1e-2 (each seed)", "< 1e-3"], rows)],
         notes=["The collapse is relative: the small values keep their place while the large ones leave."],
         draw=lambda path: draw_curves(
-            path, [Panel(family(trajectory.steps, v), "SGD step", "singular value", name) for name, v in shown.items()]
+            path, [family(trajectory.steps, v, "SGD step", "singular value", name) for name, v in shown.items()]
         ),
         numbers={"steps": trajectory.steps, **shown},
     )

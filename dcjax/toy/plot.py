@@ -60,6 +60,7 @@ class Panel:
     log_y: bool = True
     floor: float | None = None  # the lower end of the y axis, where values run into rounding
     level: float | None = None  # a horizontal line
+    label_ends: bool = False  # labels at the curves' right ends instead of a legend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +79,13 @@ class Map:
     wide: bool = False
 
 
-def family(x: np.ndarray, values: np.ndarray) -> list[Curve]:
-    """One curve for each singular value, coloured by rank: `[seeds, points, dim]`."""
+def family(x: np.ndarray, values: np.ndarray, x_label: str, y_label: str, title: str) -> Panel:
+    """A curve for each singular value of `[seeds, points, dim]`, coloured by rank; the first and the last are named."""
     last = values.shape[-1] - 1
-    names = {0: "largest", last: "smallest"}
-    return [Curve(values[..., k], x, names.get(k), k / max(last, 1)) for k in range(last + 1)]
+    curves = [
+        Curve(values[..., k], x, f"k = {k + 1}" if k in (0, last) else None, k / max(last, 1)) for k in range(last + 1)
+    ]
+    return Panel(curves, x_label, y_label, title, label_ends=True)
 
 
 def draw_curves(path: pathlib.Path, panels: Sequence[Panel]) -> None:
@@ -157,7 +160,12 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
     ax.set_xlabel(panel.x_label)
     ax.set_ylabel(panel.y_label)
     ax.grid(alpha=0.25, linewidth=0.5)
-    if any(curve.label for curve in panel.curves):
+    if panel.label_ends:
+        for curve in panel.curves:
+            if curve.label:
+                end = np.asarray(curve.x)[-1], np.median(np.atleast_2d(np.asarray(curve.y, float)), axis=0)[-1]
+                ax.annotate(curve.label, end, (4, 0), textcoords="offset points", va="center", fontsize=7)
+    elif any(curve.label for curve in panel.curves):
         ax.legend()
 
 

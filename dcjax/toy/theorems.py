@@ -79,9 +79,10 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
         draw=lambda path: draw_curves(
             path,
             [
-                Panel(family(times, found["singular_values"]), "time", "singular value of W", "X fixed: closed form"),
-                Panel(
-                    family(trajectory.steps, trained),
+                family(times, found["singular_values"], "time", "singular value of W", "X fixed: closed form"),
+                family(
+                    trajectory.steps,
+                    trained,
                     "SGD step",
                     "singular value of W",
                     f"real X, noise {amplitude:g} on {dim // 2} of {dim}",
