@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 from dcjax.errors import SettingError
 
@@ -15,7 +16,7 @@ def concrete(*values: object) -> bool:
     return not any(isinstance(value, Tracer) for value in values)
 
 
-def check_finite(**arrays: jax.Array | np.ndarray | float) -> None:
+def check_finite(**arrays: ArrayLike) -> None:
     """Refuses NaN and inf."""
     for name, value in arrays.items():
         if concrete(value) and not np.isfinite(np.asarray(value)).all():
@@ -41,13 +42,14 @@ def check_weights(n: int, alpha: jax.Array | np.ndarray) -> None:
 
 def check_symmetric(x_matrix: jax.Array | np.ndarray, *, size: int) -> None:
     """Refuses a matrix that is not a finite, symmetric [size, size]."""
-    if x_matrix.shape != (size, size):
+    if x_matrix.shape != (size, size) or size < 1:
         raise SettingError(f"x_matrix must have the shape ({size}, {size}), found {x_matrix.shape}")
     check_finite(x_matrix=x_matrix)
     if concrete(x_matrix):
         values = np.asarray(x_matrix)
         error = np.abs(values - values.T).max()
-        allowed = SYMMETRY.get(values.dtype, 1e-6) * np.abs(values).max()
+        # The dtype that will compute: without x64 a float64 copy of a float32 matrix is float32 again.
+        allowed = SYMMETRY.get(jax.dtypes.canonicalize_dtype(values.dtype), 1e-6) * np.abs(values).max()
         if error > allowed:
             raise SettingError(
                 f"x_matrix must be symmetric, found entries that differ by {error:.3g} from their mirror images "
@@ -55,7 +57,7 @@ def check_symmetric(x_matrix: jax.Array | np.ndarray, *, size: int) -> None:
             )
 
 
-def check_time(t: jax.Array | np.ndarray | float) -> None:
+def check_time(t: ArrayLike) -> None:
     """Refuses times that are negative or not finite."""
     check_finite(t=t)
     if concrete(t) and (np.asarray(t) < 0).any():

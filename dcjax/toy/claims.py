@@ -1,6 +1,7 @@
 """What a statement of the theory claims, what was computed, and whether it holds: as a table and as JSON."""
 
 import dataclasses
+import math
 import pathlib
 import textwrap
 from collections.abc import Callable, Sequence
@@ -73,11 +74,19 @@ def close(claim: str, computed: float, stated: float, *, allowed: float) -> Chec
 
 
 def at_least(claim: str, values: Any, bound: float) -> Check:
-    """A claim that all values reach a bound; the smallest is shown. It holds where there is none."""
+    """A claim that all values reach a bound; the smallest is shown. It does not hold where there is none to test."""
     if not np.size(values):
-        return Check(claim, f">= {bound:g}", "none", True)
+        return Check(claim, f">= {bound:g}", "none", False)
     low = float(np.min(np.asarray(values)))
     return Check(claim, f">= {bound:g}", f"{low:.5g}", bool(low >= bound))
+
+
+def at_most(claim: str, values: Any, bound: float) -> Check:
+    """A claim that no value exceeds a bound; the largest is shown. It does not hold where there is none to test."""
+    if not np.size(values):
+        return Check(claim, f"<= {bound:g}", "none", False)
+    high = float(np.max(np.asarray(values)))
+    return Check(claim, f"<= {bound:g}", f"{high:.4g}", bool(high <= bound))
 
 
 def counts(claim: str, values: Any, low: int, high: int) -> Check:
@@ -88,8 +97,8 @@ def counts(claim: str, values: Any, low: int, high: int) -> Check:
 
 
 def refuted(claim: str, errors: Any, *, by: float) -> Check:
-    """A printed formula that must fail: the smallest of its errors still exceeds `by`."""
-    error = float(np.min(np.asarray(errors)))
+    """A printed formula that must fail: one counterexample is enough, so the largest of its errors counts."""
+    error = float(np.max(np.asarray(errors)))
     return Check(claim, "must fail", f"off by {error:.2g}", bool(error > by), error)
 
 
@@ -115,9 +124,9 @@ def as_text(report: Report) -> str:
     for check in report.checks:
         allowed = "" if check.allowed is None else f"{check.allowed:.0e}"
         rows.append([check.claim, check.stated, check.computed, allowed, "yes" if check.holds else "NO"])
-    blocks = [report.title, f"  {report.statement}", "", *_aligned(rows, left=1)]
+    blocks = [report.title, f"  {report.statement}", "", *_aligned(rows)]
     for table in report.tables:
-        blocks += ["", f"  {table.title}", *_aligned([list(table.header), *map(list, table.rows)], left=1)]
+        blocks += ["", f"  {table.title}", *_aligned([list(table.header), *map(list, table.rows)])]
     if report.notes:
         blocks += [
             "",
@@ -151,15 +160,16 @@ def _plain(value: Any) -> Any:
     array = np.asarray(value)
     if np.issubdtype(array.dtype, np.floating):
         flat = [float(f"{item:.6g}") for item in array.ravel()]
-        return flat[0] if array.ndim == 0 else np.reshape(flat, array.shape).tolist()
+        flat = [item if math.isfinite(item) else None for item in flat]  # JSON knows no NaN
+        return flat[0] if array.ndim == 0 else np.reshape(np.asarray(flat, object), array.shape).tolist()
     return array.tolist()
 
 
-def _aligned(rows: list[list[str]], *, left: int) -> list[str]:
-    """Rows as lines of equal columns, the first `left` of them flush left, with a rule under the header."""
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as lines of equal columns, the first of them flush left, with a rule under the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:
-        cells = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        cells = (c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         lines.append("  " + "  ".join(cells).rstrip())
     return [lines[0], "  " + "-" * (sum(widths) + 2 * (len(widths) - 1)), *lines[1:]]

@@ -1,9 +1,12 @@
-"""The settings of the paper's toy figures, and their runs."""
+"""What the statements are tested on: random models, and the settings of the paper's toy figures."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from dcjax.errors import SettingError
@@ -41,7 +44,6 @@ def run(
     seeds: Sequence[int],
     steps: Sequence[int] | np.ndarray,
     depths: Sequence[int] = (1,),
-    on_record: Callable[[int], object] | None = None,
     **changes: Any,
 ) -> Trajectory:
     """Simulates a setting with some of its fields changed.
@@ -56,9 +58,8 @@ def run(
         amplitudes=list(amplitudes),
         seeds=list(seeds),
         steps=[int(step) for step in steps],
-        on_record=on_record,
     )
-    lost = np.argwhere(~np.isfinite(trajectory.weights).all(axis=(3, 4, 5, 6)))
+    lost = np.argwhere(~trajectory.finite())
     if len(lost):
         depth, amplitude, seed = lost[0]
         raise SettingError(
@@ -67,3 +68,22 @@ def run(
             "smaller --amplitude would be right"
         )
     return trajectory
+
+
+def over_seeds(evaluate: Callable[[jax.Array], Any], seed: int, seeds: int) -> Any:
+    """`evaluate(key)` for each of the seeds from `seed` on: NumPy arrays with a leading axis `[seeds]`.
+
+    One after the other, and without `vmap` over decompositions: batched SVDs that run side by side on CPU wait for each
+    other's threads, for good where the cores are few.
+    """
+    keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
+    return jax.tree.map(np.asarray, jax.jit(functools.partial(jax.lax.map, evaluate))(keys))
+
+
+def random_model(key: jax.Array, n: int, dim: int, amplitude: float = 1.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A random W and two views, the second with noise on the last half of the coordinates."""
+    for_w, for_x, for_noise = jax.random.split(key, 3)
+    w = jax.random.normal(for_w, (dim, dim)) * (0.5 / dim**0.5)
+    x = jax.random.normal(for_x, (n, dim)) * 0.5**0.5
+    noise = jax.random.normal(for_noise, (n, dim)) * amplitude**0.5
+    return w, x, x + jnp.where(jnp.arange(dim) < dim - dim // 2, 0, noise)

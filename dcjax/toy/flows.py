@@ -17,7 +17,7 @@ from dcjax.errors import SettingError
 from dcjax.toy.checks import check_finite, check_layers, check_symmetric, check_time, concrete
 
 Matrix = Float[Array | np.ndarray, "m d"]
-Time = float | int | Float[Array | np.ndarray, "..."]
+Time = float | int | np.floating | Float[Array | np.ndarray, "..."]
 
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -31,7 +31,7 @@ def linear_flow(w0: Matrix, x_matrix: Float[Array | np.ndarray, "d d"], t: Time)
       t: a time, or `[times]`.
 
     Returns:
-      `[m, d]`, or `[times, m, d]`.
+      `[m, d]`, or `[times, m, d]`. NaN where exp(X t) overflows, or where |X t| is above a million.
 
     Raises:
       ValueError: shapes that do not fit, entries that are not finite, an X that is not symmetric, a negative time.
@@ -40,8 +40,7 @@ def linear_flow(w0: Matrix, x_matrix: Float[Array | np.ndarray, "d d"], t: Time)
       Jing et al., ICLR 2022, Theorem 1. "Rank deficient" is to be read relatively: where X has positive eigenvalues
       W(t) grows without bound, and it is the ratio of its singular values that vanishes.
     """
-    w0, x_matrix, t = _linear(w0, x_matrix, t)
-    return _dot(w0, _matrix_exponential(x_matrix * t[..., None, None]))
+    return _over_times(_linear_step, *_linear(w0, x_matrix, t))
 
 
 def linear_flow_spectral(w0: Matrix, x_matrix: Float[Array | np.ndarray, "d d"], t: Time) -> Float[Array, "*t m d"]:
@@ -64,10 +63,7 @@ def linear_flow_spectral(w0: Matrix, x_matrix: Float[Array | np.ndarray, "d d"],
     References:
       Jing et al., ICLR 2022, proof of Theorem 1.
     """
-    w0, x_matrix, t = _linear(w0, x_matrix, t)
-    values, vectors = jnp.linalg.eigh(x_matrix)
-    growth = jnp.exp(values * t[..., None])  # [*t, d]
-    return _dot(_dot(w0, vectors) * growth[..., None, :], vectors.T)
+    return _over_times(_spectral_step, *_linear(w0, x_matrix, t))
 
 
 def two_layer_velocity(
@@ -120,7 +116,8 @@ def two_layer_flow(
 
     Returns:
       `(W1(t), W2(t))`. With a positive eigenvalue in X the flow reaches infinity in a finite time (`blow_up_time` tells
-      it for aligned layers); past it the result is not finite.
+      it for aligned layers); past it the result is meaningless, and not finite only where the steps
+      are many.
 
     Raises:
       ValueError: shapes that do not fit, entries that are not finite, an X that is not symmetric, a negative time,
@@ -134,11 +131,16 @@ def two_layer_flow(
     check_time(t)
     if jnp.ndim(t):
         raise SettingError(f"t must be one number, found the shape {jnp.shape(t)}")
-    if steps < 1:
-        raise SettingError(f"steps must be at least 1, found {steps}")
-    w1, w2 = jnp.asarray(w1), jnp.asarray(w2)
-    h = jnp.asarray(t, w1.dtype) / steps
-    x_values, x_vectors = jnp.linalg.eigh(jnp.asarray(x_matrix, w1.dtype))
+    if not isinstance(steps, int | np.integer) or steps < 1:
+        raise SettingError(f"steps must be a whole number of at least 1, found {steps}")
+    dtype = jnp.result_type(w1, w2, 0.0)
+    return _split_flow(*(jnp.asarray(v, dtype) for v in (w1, w2, x_matrix, t)), steps=int(steps))
+
+
+@functools.partial(jax.jit, static_argnames="steps")
+def _split_flow(w1, w2, x_matrix, t, *, steps: int) -> tuple[jax.Array, jax.Array]:
+    h = t / steps
+    x_values, x_vectors = jnp.linalg.eigh(x_matrix)
 
     def move_first(w1, w2, h):
         values, vectors = jnp.linalg.eigh(_dot(w2.T, w2))
@@ -194,14 +196,15 @@ def singular_value_flow(sigma0: Time, gap: Time, rate: Time, t: Time) -> Float[A
     negative = jnp.where(growing, -exponent, exponent)
     shrink = jnp.exp(negative)
     squared, other = jnp.square(sigma0), jnp.square(sigma0) + gap
-    numerator = jnp.where(growing, 1, shrink)
     # One denominator in two forms: the first is exact as the gap goes to 0, the second as the other layer's value does.
     far = negative < -1
     near_form = jnp.where(growing, shrink, 1) - squared * 2 * rate * t * _relative_expm1(negative)
     far_form = jnp.where(growing, other * shrink - squared, other - squared * shrink) / jnp.where(far, gap, 1)
     denominator = jnp.where(far, far_form, near_form)
     finite = denominator > 0
-    return jnp.where(finite, sigma0 * jnp.sqrt(numerator / jnp.where(finite, denominator, 1)), jnp.inf)
+    # Outside the root, because e^E underflows long before its root does.
+    start = sigma0 * jnp.where(growing, 1, jnp.exp(0.5 * negative))
+    return jnp.where(finite, start / jnp.sqrt(jnp.where(finite, denominator, 1)), jnp.inf)
 
 
 def blow_up_time(sigma0: Time, gap: Time, rate: Time) -> Float[Array, "..."]:
@@ -225,13 +228,17 @@ def blow_up_time(sigma0: Time, gap: Time, rate: Time) -> Float[Array, "..."]:
     """
     sigma0, gap, rate = jnp.broadcast_arrays(*_aligned(sigma0, gap, rate))
     grows = (rate > 0) & (sigma0 > 0)
-    squared = jnp.where(grows, jnp.square(sigma0), 1)
-    ratio = jnp.where(grows, gap / squared, 0)
-    # ln(1 + u) / u, 1 at u = 0; -1 stands for the other layer at 0 and gives inf.
+    sigma0, rate = jnp.where(grows, sigma0, 1), jnp.where(grows, rate, 1)
+    squared = jnp.square(sigma0)
+    # ln(1 + u) / u of u = gap / sigma0^2: 1 at u = 0, inf at -1, where the other layer is 0; another form where
+    # sigma0^2 would underflow.
+    ratio = jnp.where(gap < squared, gap / sigma0 / sigma0, 0)
     small = jnp.abs(ratio) < 1e-6
     safe = jnp.where(small, 1, ratio)
-    logarithm = jnp.where(small, 1 - 0.5 * ratio, jnp.log1p(safe) / safe)
-    return jnp.where(grows, logarithm / (2 * jnp.where(grows, rate, 1) * squared), jnp.inf)
+    near = jnp.where(small, 1 - 0.5 * ratio, jnp.log1p(safe) / safe) / (2 * rate * squared)
+    positive = jnp.where(gap < squared, 1, gap)
+    far = (jnp.log(positive) - 2 * jnp.log(sigma0) + jnp.log1p(squared / positive)) / (2 * rate * positive)
+    return jnp.where(grows, jnp.where(gap < squared, near, far), jnp.inf)
 
 
 def integrate(
@@ -241,7 +248,6 @@ def integrate(
     *,
     rtol: float,
     atol: float,
-    max_steps: int = 100_000,
 ) -> Any:
     """Integrates an autonomous flow with an adaptive Runge-Kutta method of order 8: the reference for every closed
     form.
@@ -252,17 +258,18 @@ def integrate(
       times: `[times]`, ascending, not negative: when the state is wanted.
       rtol: relative tolerance of a step.
       atol: absolute tolerance of a step.
-      max_steps: gives up after so many steps.
 
     Returns:
       The states, every leaf with a leading axis `[times]`.
 
     Raises:
-      ValueError: times that are negative, not finite or not ascending.
-      equinox.EquinoxRuntimeError: the tolerance was not met within `max_steps`.
+      ValueError: times that are no ascending list, or negative or not finite.
+      equinox.EquinoxRuntimeError: the tolerance was not met within 100,000 steps.
     """
     import diffrax  # takes a second to import, and no closed form needs it
 
+    if jnp.ndim(times) != 1 or jnp.size(times) == 0:
+        raise SettingError(f"times must have the shape [times], found {jnp.shape(times)}")
     check_time(times)
     if concrete(times) and (np.diff(np.asarray(times)) < 0).any():
         raise SettingError("times must ascend")
@@ -276,7 +283,7 @@ def integrate(
         y0=state,
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
-        max_steps=max_steps,
+        max_steps=100_000,
     )
     return solution.ys
 
@@ -288,16 +295,17 @@ def _matrix_exponential(a: jax.Array) -> jax.Array:
     costs up to half of the digits (1e-8 in float64). Scaled down first, it never needs to square.
     """
     limit = 5.37 if a.dtype == jnp.float64 else 3.92
-    norm = jnp.max(jnp.sum(jnp.abs(a), axis=-2), axis=-1)
-    squarings = jnp.maximum(0, jnp.ceil(jnp.log2(norm / limit)))[..., None, None]
+    squarings = jnp.maximum(0, jnp.ceil(jnp.log2(jnp.max(jnp.sum(jnp.abs(a), axis=0)) / limit)))
     with jax.default_matmul_precision("highest"):
         start = expm(a * jnp.exp2(-squarings))
 
     def square(power, i):
         return jnp.where(i < squarings, _dot(power, power), power), None
 
-    # 20 reach norms of a million, far past what overflows; a loop that stops early would have no gradient.
-    return jax.lax.scan(square, start, jnp.arange(20, dtype=a.dtype))[0]
+    # A fixed number of rounds, because a loop that stops early would have no gradient.
+    rounds = 20
+    power, _ = jax.lax.scan(square, start, jnp.arange(rounds, dtype=a.dtype))
+    return jnp.where(squarings > rounds, jnp.nan, power)
 
 
 def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -306,8 +314,24 @@ def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
     check_finite(w0=w0)
     check_symmetric(x_matrix, size=w0.shape[1])
     check_time(t)
-    w0 = jnp.asarray(w0)
-    return w0, jnp.asarray(x_matrix, w0.dtype), jnp.asarray(t, w0.dtype)
+    dtype = jnp.result_type(w0, 0.0)
+    return jnp.asarray(w0, dtype), jnp.asarray(x_matrix, dtype), jnp.asarray(t, dtype)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _over_times(step, w0: jax.Array, x_matrix: jax.Array, t: jax.Array) -> jax.Array:
+    # Not vmap: see `dcjax.toy.ensembles.over_seeds` on batched decompositions.
+    found = jax.lax.map(functools.partial(step, w0, x_matrix), t.ravel())
+    return found.reshape(*t.shape, *w0.shape)
+
+
+def _linear_step(w0: jax.Array, x_matrix: jax.Array, t: jax.Array) -> jax.Array:
+    return _dot(w0, _matrix_exponential(x_matrix * t))
+
+
+def _spectral_step(w0: jax.Array, x_matrix: jax.Array, t: jax.Array) -> jax.Array:
+    values, vectors = jnp.linalg.eigh(x_matrix)
+    return _dot(_dot(w0, vectors) * jnp.exp(values * t)[None, :], vectors.T)
 
 
 def _aligned(sigma0, gap, rate) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -323,7 +347,10 @@ def _aligned(sigma0, gap, rate) -> tuple[jax.Array, jax.Array, jax.Array]:
                 f"{np.asarray(gap).min():g} with sigma0 = {np.asarray(sigma0).min():g}"
             )
     dtype = jnp.result_type(*(v for v in (sigma0, gap, rate) if not isinstance(v, float | int)), 0.0)
-    return jnp.asarray(sigma0, dtype), jnp.asarray(gap, dtype), jnp.asarray(rate, dtype)
+    sigma0, gap, rate = (jnp.asarray(value, dtype) for value in (sigma0, gap, rate))
+    # What rounding left below is the fixed point.
+    sigma0, gap = jnp.broadcast_arrays(sigma0, gap)
+    return sigma0, jnp.maximum(gap, -jnp.square(sigma0)), rate
 
 
 def _relative_expm1(x: jax.Array) -> jax.Array:

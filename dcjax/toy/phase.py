@@ -57,10 +57,10 @@ def phase(
     # Deep chains under strong noise diverge at the learning rate of the figures.
     setting = dataclasses.replace(STRONG, dim=dim, samples=size.samples, learning_rate=0.01)
     trajectory = _train(setting, range(1, depth + 1), amplitudes, range(seed, seed + seeds), steps)
-    finite = np.isfinite(trajectory.weights).all(axis=(3, 4, 5, 6))  # [depths, amplitudes, seeds]
+    finite = trajectory.finite()  # [depths, amplitudes, seeds]
     lost = int((~finite).sum())
-    trajectory.weights[~finite] = 0
-    number = collapsed(trajectory.embedding_spectra()[:, :, :, -1], below=THRESHOLD).astype(float)
+    kept = dataclasses.replace(trajectory, weights=np.where(finite[..., None, None, None, None], trajectory.weights, 0))
+    number = collapsed(kept.embedding_spectra()[:, :, :, -1], below=THRESHOLD).astype(float)
     number[~finite] = np.nan
     share = np.full(number.shape[:2], np.nan)
     alive = finite.sum(axis=2) > 0
@@ -71,8 +71,8 @@ def phase(
         statement=f"eigenvalues of the embeddings' covariance below {THRESHOLD:g} of the largest, of {dim}",
         checks=_checks(amplitudes, number, share, dim // 2),
         notes=[
-            "Along the bottom row the augmentation collapses the noisy half once its variance passes 1, along the left "
-            "column depth does with hardly any noise.",
+            "Along the bottom row the augmentation collapses the noisy half as its variance reaches that of pairs of "
+            "inputs, 1; along the left column depth does with hardly any noise.",
             f"{number.size} models of {steps} steps; {lost} diverged and are left out.",
         ],
         draw=lambda path: draw_maps(
@@ -92,7 +92,16 @@ def phase(
                 )
             ],
         ),
-        numbers={"amplitudes": amplitudes, "collapsed": share, "samples": size.samples, "diverged": lost},
+        numbers={
+            "amplitudes": amplitudes,
+            "depths": np.arange(1, depth + 1),
+            "collapsed": share,
+            "seeds": seeds,
+            "steps": steps,
+            "samples": size.samples,
+            "learning_rate": setting.learning_rate,
+            "diverged": lost,
+        },
     )
 
 
@@ -110,22 +119,21 @@ def _train(setting: Setting, depths: range, amplitudes: np.ndarray, seeds: range
         f"{steps} steps each: about {seconds / 60:.1f} min on {jax.device_count()} x {jax.devices()[0].device_kind}",
         file=sys.stderr,
     )
-    marks = np.unique(np.linspace(0, steps, 51).astype(int))[1:].tolist()
     with tqdm(total=steps, unit="step", file=sys.stderr) as bar:
-        trajectory = simulate(setting, **grid, steps=marks, on_record=lambda step: bar.update(step - bar.n))
-    return dataclasses.replace(trajectory, steps=trajectory.steps[-1:], weights=trajectory.weights[:, :, :, -1:])
+        return simulate(setting, **grid, steps=[steps], progress=lambda step: bar.update(step - bar.n))
 
 
 def _checks(amplitudes: np.ndarray, number: np.ndarray, share: np.ndarray, noisy: int) -> list[Check]:
     """What the diagram must show, where its axes reach far enough."""
     checks = []
-    median = np.nanmedian(number, axis=2)
-    weak, strong = amplitudes <= 0.5, amplitudes >= 1.5
-    if weak.any():
-        checks.append(counts("one layer, noise <= 0.5: collapsed", median[0, weak].astype(int), 0, 0))
-    if strong.any():
-        checks.append(counts("one layer, noise >= 1.5: collapsed", median[0, strong].astype(int), noisy, noisy))
-    if len(median) > 1:
-        up = np.diff(share[:, 0])
+    single, weakest = number[0], share[:, 0]
+    for claim, where, stated in (("<= 0.5", amplitudes <= 0.5, 0), (">= 1.5", amplitudes >= 1.5, noisy)):
+        found = single[where]
+        found = found[np.isfinite(found).all(axis=1)]
+        if len(found):
+            median = np.median(found, axis=1).astype(int)
+            checks.append(counts(f"one layer, noise {claim}: collapsed", median, stated, stated))
+    if len(weakest) > 1:
+        up = np.diff(weakest)
         checks.append(Check("weakest noise: count grows with depth", "> 0", f"{up.min():.3g}", bool((up > 0).all())))
     return checks

@@ -65,8 +65,14 @@ class Setting:
         for name, known in (("noise", NOISES), ("init", INITS), ("loss", GRADIENTS)):
             if getattr(self, name) not in known:
                 raise unknown_name(name, getattr(self, name), known)
-        if self.dim < 1 or self.samples < 2:
-            raise SettingError(f"dim and samples must be at least 1 and 2, found {self.dim} and {self.samples}")
+        sizes = (self.dim, self.samples)
+        if not all(isinstance(size, int) for size in sizes) or self.dim < 1 or self.samples < 2:
+            raise SettingError(
+                f"dim and samples must be whole numbers of at least 1 and 2, found {sizes[0]} and {sizes[1]}"
+            )
+        if self.noise == "block" and self.dim < 2:
+            raise SettingError(f"dim must be at least 2 for noise on half of the coordinates, found {self.dim}")
+        object.__setattr__(self, "frozen", tuple(self.frozen))
         for name in ("data_variance", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise SettingError(f"{name} must be positive and finite, found {getattr(self, name)}")
@@ -101,13 +107,14 @@ class Trajectory:
 
     def singular_values(self) -> np.ndarray:
         """Singular values of every layer, `[depths, amplitudes, seeds, records, layers, dim]`, descending."""
-        return np.linalg.svd(self.weights, compute_uv=False)
+        return np.linalg.svd(self._finite(), compute_uv=False)
 
     def alignment(self) -> np.ndarray:
         """|V2^T U1| of the first two layers, `[depths, amplitudes, seeds, records, dim, dim]`."""
-        u1 = np.linalg.svd(self.weights[..., 0, :, :])[0]
-        v2_transposed = np.linalg.svd(self.weights[..., 1, :, :])[2]
-        return np.abs(v2_transposed @ u1)
+        if max(self.depths) < 2:
+            raise SettingError(f"an alignment needs two layers, found the depths {list(self.depths)}")
+        weights = self._finite()
+        return np.abs(np.linalg.svd(weights[..., 1, :, :])[2] @ np.linalg.svd(weights[..., 0, :, :])[0])
 
     def embedding_spectra(self, inputs: int = 1000) -> np.ndarray:
         """Singular values of the embeddings' covariance, `[depths, amplitudes, seeds, records, dim]`, descending.
@@ -115,13 +122,23 @@ class Trajectory:
         Args:
           inputs: how many inputs, new and without noise, the same for all cells of a seed.
         """
-        found = np.empty((*self.weights.shape[:4], self.setting.dim))
+        weights = self._finite()
+        found = np.empty((*weights.shape[:4], self.setting.dim))
         for index in np.ndindex(*found.shape[:4]):
             rng = np.random.default_rng([self.seeds[index[2]], 1])
             x = rng.normal(0, np.sqrt(self.setting.data_variance), (inputs, self.setting.dim))
-            z = embed(self.weights[index], x, self.depths[index[0]], relu=self.setting.relu)
+            z = embed(weights[index], x, self.depths[index[0]], relu=self.setting.relu)
             found[index] = spectrum(z, normalize=False)
         return found
+
+    def finite(self) -> np.ndarray:
+        """Which cells did not diverge, `[depths, amplitudes, seeds]`."""
+        return np.asarray(np.isfinite(self.weights).all(axis=(3, 4, 5, 6)))
+
+    def _finite(self) -> np.ndarray:
+        if not self.finite().all():
+            raise SettingError("a cell of the trajectory diverged: leave it out first (Trajectory.finite tells which)")
+        return self.weights
 
 
 def simulate(
@@ -131,7 +148,7 @@ def simulate(
     amplitudes: Sequence[float],
     seeds: Sequence[int],
     steps: Sequence[int],
-    on_record: Callable[[int], object] | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> Trajectory:
     """Trains the whole grid of cells, in JAX's default floating dtype.
 
@@ -141,7 +158,7 @@ def simulate(
       amplitudes: variances of the augmentation's noise.
       seeds: of the data, the noise and the initial layers.
       steps: when to record the layers, ascending; the last is the length of the run, 0 the initial layers.
-      on_record: called with the step after each record, as for a progress bar.
+      progress: called with the step about fifty times on the way, for a progress bar.
 
     Returns:
       The layers at those steps.
@@ -169,13 +186,17 @@ def simulate(
     weights = _initial(setting, layers, *axes)
     advance = _advance(setting, mesh, block)
     records, step = [], 0
+    stretch = max(steps[-1] // 50, 1) if progress else steps[-1]
     for wanted in steps:
-        weights = advance(weights, *axes, step, wanted)
-        step = wanted
-        # Copied, because the next call overwrites the buffer. The wait keeps a progress bar honest.
+        while step < wanted:
+            stop = min(step + stretch, wanted)
+            weights = advance(weights, *axes, step, stop)
+            step = stop
+            if progress:
+                jax.block_until_ready(weights)  # keeps the bar honest
+                progress(step)
+        # Copied, because the next call overwrites the buffer.
         records.append(np.array(weights[:cells]))
-        if on_record:
-            on_record(step)
     stacked = np.stack(records, axis=1)
     return Trajectory(
         setting,
@@ -207,8 +228,8 @@ def embed(layers: Sequence[jax.Array] | np.ndarray, x, depth, *, relu: bool):
     for i, w in enumerate(layers):
         x = x @ w.T
         if i + 1 < len(layers):
-            # No branch: a padded layer leaves x as it is.
-            x = x * ((x > 0) | (i + 1 >= depth))
+            # A padded layer leaves x as it is. The operator, not jnp.where, serves NumPy as well.
+            x = x * ((x > 0) | (i + 1 >= depth)).astype(x.dtype)
     return x
 
 
@@ -271,7 +292,8 @@ def _initial(setting: Setting, layers: int, depth: jax.Array, amplitude: jax.Arr
         )
 
     with jax.default_matmul_precision("highest"):
-        return jax.vmap(one_cell)(depth, amplitude, seed)
+        # One after the other: batched SVDs side by side can wait for each other's threads for good.
+        return jax.lax.map(lambda cell: one_cell(*cell), (depth, amplitude, seed))
 
 
 def _draw(setting: Setting, key: jax.Array, dtype) -> jax.Array:

@@ -13,8 +13,8 @@ from dcjax.toy.alignment import (
     conserved_quantity,
     singular_value_velocity,
 )
-from dcjax.toy.claims import Report, at_least, close, counts, in_double, refuted, relative_error, vanishes
-from dcjax.toy.ensembles import STRONG, TWO_LAYERS, run
+from dcjax.toy.claims import Report, at_least, at_most, close, counts, in_double, refuted, relative_error, vanishes
+from dcjax.toy.ensembles import STRONG, TWO_LAYERS, over_seeds, random_model, run
 from dcjax.toy.flows import (
     blow_up_time,
     integrate,
@@ -24,7 +24,6 @@ from dcjax.toy.flows import (
     two_layer_velocity,
 )
 from dcjax.toy.info_nce import info_nce, interaction_matrix, softmax_weights
-from dcjax.toy.lemmas import random_keys, random_model
 from dcjax.toy.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 from dcjax.toy.simulate import INITS, collapsed
 
@@ -42,31 +41,27 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
     """
     times = np.linspace(0, 8, 33)
     evaluate = functools.partial(_fixed_x_flow, times=times, dim=dim, amplitude=amplitude)
-    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(evaluate))(random_keys(seed, seeds)))
+    found = over_seeds(evaluate, seed, seeds)
     records = np.unique(np.linspace(0, steps, 31).astype(int))
     trajectory = run(STRONG, dim=dim, amplitudes=[amplitude], seeds=range(seed, seed + seeds), steps=records)
     trained = trajectory.singular_values()[0, 0, :, :, 0]  # [seeds, records, dim]
-    negative = np.sum(found["eigenvalues"] < 0, axis=1)
-    ratio = found["singular_values"][..., -1] / found["singular_values"][..., 0]
-    spread = found["eigenvalues"][:, 0] - found["eigenvalues"][:, -1]
-    slope = np.log(ratio[:, -1] / ratio[:, len(times) // 2]) / (times[-1] - times[len(times) // 2])
+    noisy = dim // 2
+    mean = np.mean(found["noise_trace"]) / noisy
+    checks = []
+    if abs(amplitude - 1) >= 0.3:  # nearer to the threshold neither the sample nor the steps decide
+        gone = noisy if amplitude > 1 else 0
+        below = collapsed(trained[:, -1], below=1e-2)
+        checks = [counts(f"real X, {steps} steps: s below 1 % of the largest", below, gone, gone)]
     return Report(
         title="Theorem 1: strong augmentation collapses a linear model",
         statement="W(t) = W(0) expm(X t) for fixed X; right directions of W with negative eigenvalues of X vanish",
         checks=[
             vanishes("closed form against the ODE, relative", found["ode"], double=1e-10, single=1e-4),
             vanishes("eigenvalue form against expm, relative", found["spectral"], double=1e-10, single=1e-4),
-            vanishes("|W(t) v_k| = |W(0) v_k| exp(lambda_k t)", found["lengths"], double=1e-10, single=1e-4),
-            close(
-                "rate of s_min / s_max less (lambda_min - lambda_max)", np.max(np.abs(slope - spread)), 0.0, allowed=0.1
-            ),
-            counts("negative eigenvalues of X at small weights", negative, *2 * [dim // 2 if amplitude > 1 else 0]),
-            counts(
-                f"real X, {steps} steps: s below 1 % of the largest",
-                collapsed(trained[:, -1], below=1e-2),
-                int(negative.min()),
-                int(negative.max()),
-            ),
+            vanishes("|W(t) v_k| = |W(0) v_k| e^(lambda_k t), t <= 2", found["lengths"], double=1e-10, single=1e-2),
+            vanishes("s_min(W0) <= s_k e^(-lambda_k t) <= s_max(W0)", found["squeezed"], double=1e-10, single=1e-4),
+            close("mean eigenvalue of X on the noise, 1 - k", mean, 1.0 - amplitude, allowed=0.1 * (1 + amplitude)),
+            *checks,
         ],
         notes=[
             "'Rank deficient' is relative: with other eigenvalues positive W diverges, and it is the ratio of its "
@@ -110,33 +105,34 @@ def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000
         name: np.diagonal(t.alignment()[0, 0], axis1=-2, axis2=-1)  # [seeds, records, dim]
         for name, t in (("balanced", balanced), ("decaying", decaying), ("frozen", frozen))
     }
-    weights = decaying.weights[0, 0, :, -1]
-    conserved = np.linalg.norm(np.asarray(jax.vmap(conserved_quantity)(weights[:, 0], weights[:, 1])), 2, axis=(1, 2))
-    dominant = np.square(decaying.singular_values()[0, 0, :, -1, 0]) > 10 * conserved[:, None]
-    values = frozen.singular_values()[0, 0, :, :, 0]
-    grown = values[:, -1] > 10 * values[:, 0]
+    identity, bound, blocks = forced_alignment(decaying.weights[0, 0, :, -1])
+    quarter = max(dim // 4, 1)
+    frozen_blocks = forced_alignment(frozen.weights[0, 0, :, -1], size=quarter)[2]
     fixed, growth, rate_error = _fixed_positive_definite(seed, seeds, dim)
     fixed_diagonal = np.abs(np.diagonal(fixed, axis1=-2, axis2=-1))
     return Report(
         title="Theorem 2: the layers align",
-        statement="A = V2^T U1 -> I on the directions whose squared singular value dominates C = W1 W1^T - W2^T W2",
+        statement="A = V2^T U1: A_kl (s1_l^2 - s2_k^2) = v2_k^T C u1_l with C conserved; A aligns where s^2 >> |C|",
         checks=[
             at_least("balanced start (C = 0): smallest |A_kk|", diagonals["balanced"][:, -1], 0.999),
-            at_least("decaying start: |A_kk| where s_k^2 > 10 |C|", diagonals["decaying"][:, -1][dominant], 0.9),
+            vanishes("A_kl (s1_l^2 - s2_k^2) = v2_k^T C u1_l, relative", identity, double=1e-10, single=1e-4),
+            at_most("|A_kl| |s1_l^2 - s2_k^2| / |C|", bound, 1.0),
+            at_least("block of s_k^2 > 10 |C|: smallest singular value of A", blocks, 0.9),
             refuted("as printed: A = I in every direction", 1 - diagonals["decaying"][:, -1].min(axis=1), by=0.5),
             at_least("X fixed, positive definite, W -> infinity: |A_11|", fixed_diagonal[:, 0], 0.999),
             refuted("as printed: the other |A_kk| too", 1 - fixed_diagonal.min(axis=1), by=0.5),
-            at_least("W2 frozen: |A_kk| where s1_k grew tenfold", diagonals["frozen"][:, -1][grown], 0.9),
-            vanishes("A' of Lemma 6 against differences, relative", rate_error, double=1e-6, single=1e-1),
+            at_least(f"W2 frozen: the same of the first {quarter}", frozen_blocks, 0.9),
+            vanishes("A' of Lemma 6 against autodiff of the SVD, relative", rate_error, double=1e-6, single=1e-1),
         ],
         notes=[
-            "The proof drops C against W1 W1^T as a whole; only directions with s^2 >> |C| are forced to align. With"
-            " the real X, which tends to 0, the others stop where they are.",
+            "The proof drops C against W1 W1^T as a whole; only directions with s^2 >> |C| are forced to align, and "
+            "among those nearly equal singular values leave no more than their common block. With the real X, which "
+            "tends to 0, the others stop where they are.",
             "Where X is fixed and positive definite the flow reaches infinity in finite time along one direction, "
             f"and that one alone aligns (its value grew {growth:.0f}-fold here).",
             "One of V2 and U1 may stand still: with W2 frozen U1 turns to V2 by itself, which is why a linear "
             "projector needs no orthogonal factor (the first proposition).",
-            "Signs of A are free, and equal singular values leave only the block that they span.",
+            "Signs of A are free.",
         ],
         draw=lambda path: draw_maps(
             path,
@@ -147,13 +143,7 @@ def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000
                 _alignment_map(frozen.alignment()[0, 0, 0, -1], "W2 frozen"),
             ],
         ),
-        numbers={
-            **diagonals,
-            "fixed": fixed_diagonal,
-            "conserved_norm": conserved,
-            "grown": grown,
-            "dominant": dominant,
-        },
+        numbers={**diagonals, "fixed": fixed_diagonal, "dominant_block": blocks, "frozen_block": frozen_blocks},
     )
 
 
@@ -168,6 +158,9 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
     n, times, rates = 64, np.asarray([1.0, 5.0, 20.0, 60.0]), (0.04, 0.02, 0.01, 0.005)
     rtol, atol = (1e-11, 1e-13) if in_double() else (1e-6, 1e-8)
 
+    # Rounding breaks the balance as well: in float32 by more than the smallest s^2.
+    counted = dim if in_double() else max(dim // 4, 1)
+
     def evaluate(key):
         _, x, x_prime = random_model(key, n, dim, 0.01)
         layers = tuple(INITS["balanced"](key, 2, dim, x.dtype))
@@ -181,7 +174,7 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
 
         compare = functools.partial(_compare_rates, views=(x, x_prime), descend=descend)
         solved = integrate(descend, layers, times, rtol=rtol, atol=atol)
-        gaps = jax.vmap(lambda w1, w2: jnp.square(_values(w1)) - jnp.square(_values(w2)))(*solved)
+        gaps = jax.lax.map(lambda s: jnp.square(_values(s[0])) - jnp.square(_values(s[1])), solved)
 
         def sgd(rate):
             step = lambda s, _: (jax.tree.map(lambda w, v: w + rate * v, s, descend(s)), None)  # noqa: E731
@@ -189,13 +182,13 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
             return compare(jax.lax.scan(step, layers, length=round(1 / rate))[0], count=max(dim // 2, 1))["error"]
 
         return {
-            **jax.vmap(functools.partial(compare, count=dim))(solved),
+            **jax.lax.map(functools.partial(compare, count=counted), solved),
             "gap": jnp.max(jnp.abs(gaps)),
             "sgd": jnp.stack([sgd(rate) for rate in rates]),
-            "values": jax.vmap(_values)(solved[0]),
+            "values": jax.lax.map(_values, solved[0]),
         }
 
-    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(evaluate))(random_keys(seed, seeds)))
+    found = over_seeds(evaluate, seed, seeds)
     curves, closed_error = _singular_value_curves()
     order = float(np.median(np.log2(found["sgd"][:, 0] / found["sgd"][:, -1])) / np.log2(rates[0] / rates[-1]))
     return Report(
@@ -207,7 +200,7 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
             vanishes("s1^2 - s2^2 stays 0 along it", found["gap"], double=1e-9, single=1e-4),
             vanishes("closed form of s' = s (s^2 + gap) m against the ODE", closed_error, double=1e-9, single=1e-2),
             refuted("as printed: V2 = U1^T", found["transposed"], by=0.1),
-            refuted("as printed: s1' = s1 (s1^2 + C) m", _printed_constant(), by=0.1),
+            refuted("as printed: s1' = s1 (s1^2 + C) m", found["constant"], by=0.1),
         ],
         notes=[
             "The rates are compared with u_k^T W' v_k by autodiff: of all values along the ODE, of the larger half "
@@ -251,15 +244,21 @@ def _fixed_x_flow(key: jax.Array, *, times: np.ndarray, dim: int, amplitude: flo
     solved = integrate(lambda w: w @ x_matrix, w0, times, rtol=rtol, atol=atol)
     values, vectors = jnp.linalg.eigh(x_matrix)
     lengths = jnp.linalg.norm(closed @ vectors, axis=1)  # |W(t) v_k|, [times, dim]
-    expected = lengths[0] * jnp.exp(values * jnp.asarray(times, w0.dtype)[:, None])
+    growth = jnp.exp(values * jnp.asarray(times, w0.dtype)[:, None])
+    expected = lengths[:1] * growth
+    # exp(X t) has the singular values exp(lambda_k t), and W(0) scales each by a factor between its own extremes.
+    singular = jax.lax.map(_values, closed)
+    low, high = singular[0, -1] * growth[:, ::-1], singular[0, 0] * growth[:, ::-1]
     each = jax.vmap(relative_error)
     return {
         "ode": each(closed, solved),
         "spectral": each(spectral, closed),
-        # Relative to the largest: in a product, rounding is.
-        "lengths": jnp.max(jnp.abs(lengths - expected), axis=1) / jnp.max(expected, axis=1),
+        # Each relative to itself, while the largest has not yet drowned the smallest in rounding.
+        "lengths": jnp.max(jnp.abs(lengths / expected - 1)[times <= 2], axis=1),
+        "squeezed": jnp.max(jnp.maximum(low - singular, singular - high) / singular[:, :1]),
+        "noise_trace": jnp.sum(jnp.diagonal(x_matrix)[dim - dim // 2 :]),
         "eigenvalues": values,
-        "singular_values": jnp.linalg.svd(closed, compute_uv=False),
+        "singular_values": singular,
     }
 
 
@@ -279,13 +278,43 @@ def _compare_rates(layers, *, count, views, descend) -> dict[str, jax.Array]:
     u2 = jnp.linalg.svd(w2)[0]
     wrong = two_layer_velocity(w1, (u2 * s2[None, :]) @ u1, x_matrix)[0]
 
+    # Aligned still, but no longer balanced: C = s1^2 - s2^2 > 0.
+    half = two_layer_velocity(w1, 0.5 * w2, x_matrix)[0]
+    m = jnp.sum(v1_transposed * (v1_transposed @ x_matrix), axis=1)
+    printed = s1 * (2 * jnp.square(s1) - jnp.square(0.5 * s2)) * m
+
     def error(found, expected):
         return jnp.max(jnp.abs(found - expected)[:count] / jnp.abs(expected)[:count])
 
     return {
         "error": jnp.maximum(error(claimed[0], actual[0]), error(claimed[1], actual[1])),
         "transposed": relative_error(claimed[0], singular_value_velocity(w1, wrong)),
+        "constant": relative_error(printed, singular_value_velocity(w1, half)),
     }
+
+
+def forced_alignment(weights: np.ndarray, *, size: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the conserved C forces on A, for the layers `[seeds, 2, dim, dim]`, each `[seeds]`.
+
+    Returns:
+      The relative error of A_kl (s1_l^2 - s2_k^2) = v2_k^T C u1_l, the largest |A_kl| |s1_l^2 - s2_k^2| / |C|, and the
+      smallest singular value of a leading block of A (1 where both layers' leading vectors span the same space): that
+      with s1_k^2 > 10 |C|, or of the size given.
+    """
+    w1, w2 = weights[:, 0], weights[:, 1]
+    c = np.asarray(jax.vmap(conserved_quantity)(w1, w2))
+    u1, s1, _ = np.linalg.svd(w1)
+    _, s2, v2_transposed = np.linalg.svd(w2)
+    gaps = np.square(s1)[:, None, :] - np.square(s2)[:, :, None]
+    left = v2_transposed @ u1 * gaps
+    right = v2_transposed @ c @ u1
+    norm = np.linalg.norm(c, 2, axis=(1, 2))
+    identity = np.abs(left - right).max(axis=(1, 2)) / np.square(s1[:, 0])
+    sizes = np.sum(np.square(s1) > 10 * norm[:, None], axis=1) if size is None else np.full(len(s1), size)
+    blocks = [
+        np.linalg.svd(a[:k, :k], compute_uv=False)[-1] for a, k in zip(v2_transposed @ u1, sizes, strict=True) if k
+    ]
+    return identity, np.abs(left).max(axis=(1, 2)) / norm, np.asarray(blocks)
 
 
 def _fixed_positive_definite(seed: int, seeds: int, dim: int) -> tuple[np.ndarray, float, float]:
@@ -293,10 +322,9 @@ def _fixed_positive_definite(seed: int, seeds: int, dim: int) -> tuple[np.ndarra
 
     Returns:
       A at the end `[seeds, dim, dim]`, how much the largest singular value grew (least over the seeds), and the error
-      of Lemma 6's A' against differences (largest over the seeds).
+      of Lemma 6's A' against autodiff (largest over the seeds).
     """
     rtol, atol = (1e-10, 1e-12) if in_double() else (1e-5, 1e-7)
-    h = 1e-5 if in_double() else 3e-3
 
     def evaluate(key):
         w1, w2 = INITS["decaying"](key, 2, dim, jnp.zeros(()).dtype)
@@ -309,19 +337,13 @@ def _fixed_positive_definite(seed: int, seeds: int, dim: int) -> tuple[np.ndarra
             return jax.tree.map(lambda v: v / scale, two_layer_velocity(layers[0], layers[1], x_matrix))
 
         end1, end2 = (w[0] for w in integrate(slowed, (w1, w2), jnp.asarray([10.0]), rtol=rtol, atol=atol))
-        # Lemma 6 at the start, where A turns fastest.
+        # Lemma 6 at the start, where A turns fastest. |A| is free of the signs that the SVD chooses.
         velocity = two_layer_velocity(w1, w2, x_matrix)
         a, a_velocity = alignment_velocity(w1, w2, -(w2 @ w1 @ x_matrix))
+        _, derived = jax.jvp(lambda w1, w2: jnp.abs(alignment_matrix(w1, w2)), (w1, w2), velocity)
+        return alignment_matrix(end1, end2), _values(end1)[0], relative_error(jnp.sign(a) * a_velocity, derived)
 
-        def shifted(by):
-            moved = alignment_matrix(w1 + by * velocity[0], w2 + by * velocity[1])
-            # The SVD is free to flip signs of rows and columns; none of these is near 0 after so small a step.
-            return jnp.abs(moved)
-
-        differences = (shifted(h) - shifted(-h)) / (2 * h)
-        return alignment_matrix(end1, end2), _values(end1)[0], relative_error(jnp.sign(a) * a_velocity, differences)
-
-    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(evaluate))(random_keys(seed, seeds)))
+    found = over_seeds(evaluate, seed, seeds)
     return found[0], float(found[1].min()), float(found[2].max())
 
 
@@ -344,13 +366,6 @@ def _singular_value_curves() -> tuple[list[Curve], float]:
             label = f"gap {gap:g}" if rate > 0 else None
             curves += [Curve(closed, times, label, i), Curve(solved[::6], times[::6], None, i, dots=True)]
     return curves, max(errors)
-
-
-def _printed_constant() -> float:
-    """How far the printed s1' = s1 (s1^2 + C) m is from s1 s2^2 m, at s1 = 1 and s2 = 1/2."""
-    s1, s2 = 1.0, 0.5
-    constant = s1**2 - s2**2
-    return abs(s1 * (s1**2 + constant) - s1 * s2**2) / (s1 * s2**2)
 
 
 def _values(w: jax.Array) -> jax.Array:

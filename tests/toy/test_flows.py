@@ -21,6 +21,7 @@ from dcjax.toy import (
     two_layer_flow,
     two_layer_velocity,
 )
+from dcjax.toy.flows import _over_times, _split_flow
 
 TIGHT = {"rtol": 1e-13, "atol": 1e-15}
 
@@ -72,7 +73,9 @@ def test_linear_flow_is_exact_at_every_norm(x64, norm):
 def test_linear_flow_is_differentiable_batched_and_strict(strict_dtypes):
     w0, x_matrix = np.float32(np.random.default_rng(1).normal(size=(3, 3))), np.float32(symmetric(3))
     check_grads(lambda w, t: linear_flow(w, x_matrix, t), (w0, 0.5), order=1, modes=["rev"], rtol=1e-2, atol=1e-2)
-    many = jax.jit(jax.vmap(linear_flow, in_axes=(0, None, None)))(np.stack([w0, 2 * w0]), x_matrix, np.float32(0.5))
+    many = jax.jit(jax.vmap(linear_flow, in_axes=(0, None, None)))(
+        np.stack([w0, 2 * w0]), x_matrix, np.float32([0.5, 1])
+    )
     assert many.dtype == jnp.float32
     np.testing.assert_allclose(many[1], 2 * many[0], rtol=1e-5)
 
@@ -210,8 +213,11 @@ def test_bad_input(unchecked_shapes):
             function(w, w, x_matrix=skew)
         with pytest.raises(ValueError, match=r"\[h, d\] and \[m, h\], found \(3, 3\) and \(3, 2\)"):
             function(w, w[:, :2], x_matrix=x_matrix)
-    with pytest.raises(ValueError, match="steps must be at least 1, found 0"):
-        two_layer_flow(w, w, x_matrix, 1.0, steps=0)
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match=f"steps must be a whole number of at least 1, found {steps}"):
+            two_layer_flow(w, w, x_matrix, 1.0, steps=steps)
+    with pytest.raises(ValueError, match=r"times must have the shape \[times\], found \(0,\)"):
+        integrate(lambda w: w, np.ones(2), np.array([]), rtol=1e-3, atol=1e-3)
     with pytest.raises(ValueError, match="t must not be negative"):
         two_layer_flow(w, w, x_matrix, -1.0)
     with pytest.raises(ValueError, match="t must be one number"):
@@ -224,6 +230,36 @@ def test_bad_input(unchecked_shapes):
         blow_up_time(0.5, 0.3, np.nan)
     with pytest.raises(ValueError, match="times must ascend"):
         integrate(lambda w: w, np.ones(2), np.array([1.0, 0.5]), rtol=1e-3, atol=1e-3)
+
+
+def test_whole_numbers_and_long_times(unchecked_shapes):
+    np.testing.assert_allclose(linear_flow(np.eye(2, dtype=int), np.zeros((2, 2)), 1), np.eye(2))
+    found = linear_flow(np.eye(2, dtype=int), np.float32([[0.5, 0.2], [0.2, 0.3]]), np.float32(0.5))
+    assert found[0, 1] > 0.1
+    assert np.isnan(linear_flow(np.eye(2), np.diag([-1e8, -0.1]), 1.0)).all()  # not wrong without a word
+
+
+def test_one_compilation_serves_repeated_calls():
+    w, x_matrix = np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)
+    for flow in (linear_flow, functools.partial(two_layer_flow, w, steps=2)):
+        flow(w, x_matrix, np.float32(0.1))
+        before = _over_times._cache_size(), _split_flow._cache_size()
+        flow(w, x_matrix, np.float32(0.2))
+        assert before == (_over_times._cache_size(), _split_flow._cache_size())
+
+
+def test_blow_up_at_the_edges(x64):
+    # A gap that misses -sigma0^2 by rounding is the fixed point.
+    assert blow_up_time(0.5, -0.25 * (1 + 1e-8), 0.8) == np.inf
+    np.testing.assert_allclose(singular_value_flow(0.5, -0.25 * (1 + 1e-8), 0.8, 100.0), 0.5, rtol=1e-12)
+    # ln(1 + 1e400) / 2, though neither 1e400 nor 1e-400 is a number.
+    np.testing.assert_allclose(blow_up_time(1e-200, 1.0, 1.0), 200 * np.log(10), rtol=1e-14)
+    # Long after e^E has underflowed its root has not.
+    t = 300.0
+    np.testing.assert_allclose(
+        singular_value_flow(0.5, 0.75, -0.8, 600.0), singular_value_flow(0.5, 0.75, -0.8, t) * np.exp(-0.6 * t)
+    )
+    assert np.isfinite(jax.grad(singular_value_flow)(0.5, 0.75, -0.8, 1e4))
 
 
 def test_symmetry_is_judged_by_the_dtype(x64):

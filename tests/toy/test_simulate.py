@@ -139,6 +139,11 @@ def test_what_a_trajectory_tells():
     np.testing.assert_allclose(spectra[1, 0, 1, 1], expected, rtol=0.1)
 
 
+def test_an_alignment_needs_two_layers():
+    with pytest.raises(SettingError, match=r"two layers, found the depths \[1\]"):
+        simulate(TINY, depths=[1], amplitudes=[1.0], seeds=[0], steps=[1]).alignment()
+
+
 def test_collapsed():
     values = np.array([[4.0, 1.0, 0.039, 0.0], [4.0, 4.0, 4.0, 4.0]])
     np.testing.assert_array_equal(collapsed(values, below=1e-2), [2, 0])
@@ -149,7 +154,9 @@ def test_divergence_is_kept_by_simulate_and_named_by_run():
         run(TINY, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60], learning_rate=2.0)
     setting = dataclasses.replace(TINY, learning_rate=2.0)
     lost = simulate(setting, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60])
-    assert not np.isfinite(lost.weights).all()
+    np.testing.assert_array_equal(lost.finite(), [[[False]]])
+    with pytest.raises(SettingError, match="a cell of the trajectory diverged"):
+        lost.singular_values()
 
 
 def test_both_causes_of_collapse_in_small(x64):
@@ -184,6 +191,8 @@ def test_the_dot_product_loss_suppresses_but_does_not_collapse():
         ({"init": "balance"}, "did you mean 'balanced'"),
         ({"loss": "mse"}, "loss 'mse' is not known"),
         ({"dim": 0}, "dim and samples .* found 0 and 6"),
+        ({"dim": 2.5}, r"whole .* found 2\.5 and 6"),
+        ({"dim": 1}, "dim must be at least 2 for noise on half"),
         ({"samples": 1}, "dim and samples .* found 4 and 1"),
         ({"learning_rate": 0.0}, r"learning_rate must be positive and finite, found 0\.0"),
         ({"data_variance": -1.0}, "data_variance must be positive"),
@@ -192,7 +201,7 @@ def test_the_dot_product_loss_suppresses_but_does_not_collapse():
         ({"loss": "dot", "temperature": 0.0}, "temperature must be positive"),
     ],
 )
-def test_bad_settings(changes, message):
+def test_bad_settings(unchecked_shapes, changes, message):
     with pytest.raises(ValueError, match=message):
         Setting(**(dataclasses.asdict(TINY) | changes))
 

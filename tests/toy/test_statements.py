@@ -15,7 +15,9 @@ SMALL = {
     lemmas.lemma_3: {"dim": 4, "seeds": 2},
     theorems.theorem_1: {"dim": 4, "seeds": 2, "steps": 3000},
     theorems.theorem_3: {"dim": 6, "seeds": 2},
+    theorems.theorem_2: {"dim": 10, "seeds": 2, "steps": 1000},
     corollaries.corollary_1: {"dim": 4, "seeds": 2, "steps": 3000},
+    corollaries.corollary_2: {"dim": 8, "seeds": 2, "steps": 1500},
 }
 
 
@@ -33,6 +35,14 @@ def test_statements_hold_in_small(x64, tmp_path, statement):
     first = file.read_bytes()
     report.draw(file)
     assert file.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "statement", [lemmas.lemma_3, theorems.theorem_1, theorems.theorem_3], ids=lambda f: f.__name__
+)
+def test_statements_hold_in_float32(statement):
+    report = statement(**SMALL[statement])
+    assert report.holds, as_text(report)
 
 
 def test_a_statement_outside_its_conditions_fails(x64):
@@ -54,11 +64,14 @@ def test_a_statement_outside_its_conditions_fails(x64):
         (claims.close("c", np.nan, 1.0, allowed=0.2), False),
         (claims.at_least("c", [0.9, 1.0], 0.95), False),
         (claims.at_least("c", [0.96, 1.0], 0.95), True),
-        (claims.at_least("c", [], 0.95), True),
+        (claims.at_least("c", [], 0.95), False),
+        (claims.at_most("c", [0.9, 0.94], 0.95), True),
+        (claims.at_most("c", [0.9, 0.96], 0.95), False),
         (claims.counts("c", [8, 8], 8, 8), True),
         (claims.counts("c", [8, 9], 8, 8), False),
         (claims.refuted("c", [0.5, 2.0], by=0.1), True),
-        (claims.refuted("c", [0.05, 2.0], by=0.1), False),
+        (claims.refuted("c", [0.05, 2.0], by=0.1), True),
+        (claims.refuted("c", [0.05, 0.01], by=0.1), False),
         (claims.refuted("c", [np.nan], by=0.1), False),
     ],
 )
@@ -101,7 +114,9 @@ def test_figure_3_in_full(x64):
     }
     for amplitude, found in last_eight(report).items():
         np.testing.assert_allclose(found[0], known[amplitude][0], rtol=0.03)
-        np.testing.assert_allclose(np.log(found[1:]), np.log(known[amplitude][1:]), atol=np.log(2.5))
+        # Settled below the threshold, decaying above it.
+        spread = 1.5 if amplitude < 1 else 2.5
+        np.testing.assert_allclose(np.log(found[1:]), np.log(known[amplitude][1:]), atol=np.log(spread))
 
 
 THEOREMS = [theorems.theorem_1, theorems.theorem_2, theorems.theorem_3]
