@@ -1,7 +1,9 @@
-"""InfoNCE and NT-Xent with all the logits in memory.
+"""InfoNCE and NT-Xent: with all the logits in memory, tile by tile, or split over a mesh, to the same value and
+gradient.
 
-Both work in the dtype of the embeddings, but never below float32: bfloat16 rows are widened before they are normalised.
-The similarity product names its precision, because a float32 product is TF32 by default on a GPU and bfloat16 on a TPU.
+All work in the dtype of the embeddings, but never below float32: bfloat16 rows are widened before they are normalised.
+The similarity products name their precision, because a float32 product is TF32 by default on a GPU and bfloat16 on a
+TPU.
 """
 
 import math
@@ -11,11 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from dcjax.errors import SettingError
+from dcjax.losses.tiled import check_mesh, tiled_loss
 
 Rows = Float[Array | np.ndarray, "n d"]
+Scalar = Float[Array, ""]
 
 
 def unit_rows(z: Rows) -> Float[Array, "n d"]:
@@ -37,7 +42,15 @@ def unit_rows(z: Rows) -> Float[Array, "n d"]:
     return jnp.where(zero, 0, scaled * jax.lax.rsqrt(jnp.where(zero, 1, squared)))
 
 
-def info_nce(z: Rows, z_prime: Rows, *, temperature: float) -> Float[Array, ""]:
+def info_nce(
+    z: Rows,
+    z_prime: Rows,
+    *,
+    temperature: float | Scalar,
+    block_size: int | None = None,
+    mesh: Mesh | None = None,
+    axis: str | None = None,
+) -> Scalar:
     """Cross-view InfoNCE on L2-normalised rows, the mean of both directions.
 
     Row i of `z` has its positive in row i of `z_prime` and its negatives in the other rows of `z_prime`, and the
@@ -47,41 +60,65 @@ def info_nce(z: Rows, z_prime: Rows, *, temperature: float) -> Float[Array, ""]:
       z: `[n, d]` embeddings of the first views.
       z_prime: `[n, d]` embeddings of the second views.
       temperature: divides the cosine similarities; positive, no unit.
+      block_size: rows and columns of a tile; the logits are then never held as a whole, and memory is linear in n. None
+        for all of them at once, or with a mesh for a size that suits the device.
+      mesh: splits the rows over the devices of a mesh, which pass them around: no device holds all of them. The result
+        is that of one device. Works inside and outside `jax.jit`, with Auto and Explicit axes.
+      axis: the mesh axis to split over; None for the mesh's only one.
 
     Returns:
       The loss, a scalar in nats; 0 for n = 1.
 
     Raises:
-      ValueError: shapes that differ or are not `[n, d]`, or a temperature that is not positive.
+      ValueError: shapes that differ or are not `[n, d]`, a temperature that is not positive, a block size below 1, a
+        mesh whose axis is not named, not there, or does not divide n.
 
     References:
       Jing et al., ICLR 2022, section 6 (the DirectCLR loss, with the sign mended and the temperature of its
       experiments).
     """
     _check(z, z_prime, temperature)
+    if block_size is not None or mesh is not None or axis is not None:
+        return _tiled("info_nce", z, z_prime, temperature, block_size, mesh, axis)
     logits = _similarity(unit_rows(z), unit_rows(z_prime)) / temperature  # [n, n]
     positive = jnp.diagonal(logits)
     return 0.5 * jnp.mean(logsumexp(logits, axis=1) + logsumexp(logits, axis=0) - 2 * positive)
 
 
-def nt_xent(z: Rows, z_prime: Rows, *, temperature: float) -> Float[Array, ""]:
+def nt_xent(
+    z: Rows,
+    z_prime: Rows,
+    *,
+    temperature: float | Scalar,
+    block_size: int | None = None,
+    mesh: Mesh | None = None,
+    axis: str | None = None,
+) -> Scalar:
     """NT-Xent: cross-entropy among the 2n-1 other rows of both views, L2-normalised.
 
     Args:
       z: `[n, d]` embeddings of the first views.
       z_prime: `[n, d]` embeddings of the second views.
       temperature: divides the cosine similarities; positive, no unit.
+      block_size: rows and columns of a tile; the logits are then never held as a whole, and memory is linear in n. None
+        for all of them at once, or with a mesh for a size that suits the device.
+      mesh: splits the rows over the devices of a mesh, which pass them around: no device holds all of them. The result
+        is that of one device. Works inside and outside `jax.jit`, with Auto and Explicit axes.
+      axis: the mesh axis to split over; None for the mesh's only one.
 
     Returns:
       The loss, the mean over the 2n rows, a scalar in nats; 0 for n = 1.
 
     Raises:
-      ValueError: shapes that differ or are not `[n, d]`, or a temperature that is not positive.
+      ValueError: shapes that differ or are not `[n, d]`, a temperature that is not positive, a block size below 1, a
+        mesh whose axis is not named, not there, or does not divide n.
 
     References:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1.
     """
     _check(z, z_prime, temperature)
+    if block_size is not None or mesh is not None or axis is not None:
+        return _tiled("nt_xent", z, z_prime, temperature, block_size, mesh, axis)
     n = z.shape[0]
     rows = unit_rows(jnp.concatenate([z, z_prime]))  # [2n, d]
     logits = _similarity(rows, rows) / temperature  # [2n, 2n]
@@ -93,11 +130,20 @@ def nt_xent(z: Rows, z_prime: Rows, *, temperature: float) -> Float[Array, ""]:
 LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": nt_xent}
 
 
+def _tiled(
+    kind, z: Rows, z_prime: Rows, temperature, block_size: int | None, mesh: Mesh | None, axis: str | None
+) -> Scalar:
+    axis = check_mesh(mesh, axis, rows=z.shape[0])
+    return tiled_loss(
+        kind, unit_rows(z), unit_rows(z_prime), temperature=temperature, block_size=block_size, mesh=mesh, axis=axis
+    )
+
+
 def _similarity(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
 
-def _check(z: Rows, z_prime: Rows, temperature: float) -> None:
+def _check(z: Rows, z_prime: Rows, temperature: float | Scalar) -> None:
     if z.ndim != 2 or z.shape != z_prime.shape or z.shape[0] < 1:
         raise SettingError(
             f"the two views must be two arrays of one shape [n, d] with n >= 1, found {z.shape} and {z_prime.shape}"
