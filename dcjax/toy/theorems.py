@@ -46,7 +46,7 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
     trajectory = run(STRONG, dim=dim, amplitudes=[amplitude], seeds=range(seed, seed + seeds), steps=records)
     trained = trajectory.singular_values()[0, 0, :, :, 0]  # [seeds, records, dim]
     noisy = dim // 2
-    mean = np.mean(found["noise_trace"]) / noisy
+    mean = float(np.mean(found["noise_trace"])) / noisy
     checks = []
     if abs(amplitude - 1) >= 0.3:  # nearer to the threshold neither the sample nor the steps decide
         gone = noisy if amplitude > 1 else 0
@@ -365,7 +365,7 @@ def _singular_value_curves() -> tuple[list[Curve], float]:
             errors.append(np.max(np.abs(solved - closed) / closed))
             label = f"gap {gap:g}" if rate > 0 else None
             curves += [Curve(closed, times, label, i), Curve(solved[::6], times[::6], None, i, dots=True)]
-    return curves, max(errors)
+    return curves, float(max(errors))
 
 
 def _values(w: jax.Array) -> jax.Array:
