@@ -26,7 +26,12 @@ def recipe() -> ConfigDict:
             },
             # d0 is 360 of 2048 in the paper; an encoder of another width wants its own.
             "projector": {"name": "direct", "d0": 360, "hidden": 2048, "features": 128},
-            "loss": {"name": "info_nce", "temperature": 0.1},
+            "loss": {
+                "name": "info_nce",
+                "temperature": 0.1,
+                # Rows of a tile of the logits; "none" holds all of them at once; "auto" tiles where they are many.
+                "block_size": "auto",
+            },
             "optimizer": {
                 # The paper's rate at batch 4096. It is not rescaled by the code: for another batch size, start from
                 # 4.8 * batch_size / 4096 and expect the best rate of a small batch to lie above that line.

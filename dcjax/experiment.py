@@ -125,6 +125,9 @@ def build(config: Config) -> Experiment:
         raise unknown_name("loss.name", config.loss.name, LOSSES)
     if not config.loss.temperature > 0:
         raise SettingError(f"loss.temperature must be positive, found {config.loss.temperature}")
+    block_size = str(config.loss.block_size)
+    if block_size not in ("auto", "none") and not (block_size.isdecimal() and int(block_size)):
+        raise SettingError(f"loss.block_size must be auto, none or a whole number of at least 1, found {block_size}")
     model, dtype = config.model, compute_dtype(config.model.dtype)
 
     def network(dtype: Any, classes: int) -> Network:

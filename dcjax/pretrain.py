@@ -1,5 +1,6 @@
 """Contrastive pre-training: read `pretrain` from top to bottom."""
 
+import functools
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space
 from dcjax.collapse import plot_spectra, spectrum
@@ -29,6 +31,7 @@ from dcjax.state import TrainState, init_state
 from dcjax.streams import Stream, device_key
 
 SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
+PLAIN_ROWS = 1024  # a batch whose logits are no burden: with both views 16 MB
 SPECTRUM_IMAGES = 25_600  # of the training split, where it stands in for a test split
 
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -66,8 +69,7 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
             experiment.network,
             optimizer,
             schedule,
-            loss=LOSSES[config.loss.name],
-            temperature=config.loss.temperature,
+            loss=make_loss(config, mesh),
             augmentation=experiment.augmentation,
             image_size=config.data.image_size,
             seed=config.seed,
@@ -150,13 +152,22 @@ def make_optimizer(
     return optimizer, schedule
 
 
+def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The loss of two views' embeddings, with as much of the logits in memory as the config asks for."""
+    loss = functools.partial(LOSSES[config.loss.name], temperature=config.loss.temperature)
+    block_size = str(config.loss.block_size)
+    if block_size == "none" or (block_size == "auto" and config.batch_size <= PLAIN_ROWS):
+        return loss
+    tiles = None if block_size == "auto" else int(block_size)
+    return functools.partial(loss, block_size=tiles, mesh=mesh)
+
+
 def make_train_step(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
-    loss: Callable[..., jax.Array],
-    temperature: float,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
     augmentation: Augmentation,
     image_size: int,
     seed: int,
@@ -180,7 +191,7 @@ def make_train_step(
             # Each view has its own batch statistics over the global batch, as in the authors' two calls.
             (_, z, logits), batch_stats = apply(x, state.batch_stats)
             (_, z_prime, _), batch_stats = apply(x_prime, batch_stats)
-            contrastive = loss(z, z_prime, temperature=temperature)
+            contrastive = loss(z, z_prime)
             if logits is None:
                 return contrastive, (batch_stats, {"loss": contrastive})
             online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))

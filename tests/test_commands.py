@@ -62,6 +62,11 @@ def test_help(tmp_path, module):
         ({"model__dtype": "float16"}, "model.dtype 'float16' is not known"),
         ({"loss__name": "infonce"}, r"loss.name 'infonce' is not known \(did you mean 'info_nce'\?\)"),
         ({"loss__temperature": 0.0}, "loss.temperature must be positive, found 0.0"),
+        ({"loss__block_size": "0"}, "loss.block_size must be auto, none or a whole number of at least 1, found 0"),
+        (
+            {"loss__block_size": "many"},
+            "loss.block_size must be auto, none or a whole number of at least 1, found many",
+        ),
         ({"batch_size": 15, "devices": 8}, "batch_size must be a multiple of the 8 device.*8 or 16; found 15"),
         ({"batch_size": 0}, "batch_size must be a multiple .* found 0"),
         ({"batch_size": 2000}, "batch_size must be at most the 1437 training images, found 2000"),

@@ -267,3 +267,12 @@ def test_signals_are_restored():
 def test_the_learning_rate_rule_is_what_the_config_says():
     _, schedule = loop.make_optimizer(tiny_config(batch_size=8), total_steps=10, warmup_steps=2)
     assert float(schedule(2)) == tiny_config().optimizer.learning_rate  # whatever the batch size
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_tiled_loss_trains_alike(four_steps, tmp_path, devices):
+    pretrain(tiny_config(loss__block_size="5", devices=devices, total_steps=2), tmp_path / "run")
+    found, expected = (
+        [row["loss"] for row in read_metrics(folder)][:2] for folder in (tmp_path / "run", four_steps[0])
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

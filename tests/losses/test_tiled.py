@@ -39,10 +39,10 @@ def agree(found, expected, *, value, gradient):
     assert np.linalg.norm(found[1] - expected[1]) <= gradient * (size if size > 1e-9 else 1)
 
 
-# One setting at a time around (257, 128), temperature 0.1, block 100; the slow test takes the whole grid.
+# One setting at a time around (257, 16), temperature 0.1, block 100; the slow test takes the whole grid.
 CASES = [
-    *((n, 16, 0.1, 100) for n in (1, 2, 3, 7, 64, 257, 1000)),
-    *((257, d, 0.1, 100) for d in (1, 128, 360, 2048)),
+    *((n, 16, 0.1, 100) for n in (1, 3, 64, 257, 1000)),
+    *((257, d, 0.1, 100) for d in (1, 2048)),
     *((257, 16, tau, 100) for tau in (0.01, 0.05, 1.0)),
     *((64, 16, 0.1, block) for block in (1, 512)),
     (257, 16, 0.01, 64),
@@ -87,8 +87,9 @@ def test_the_whole_grid(x64, name, aligned, temperature):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("devices", DEVICES)
-@pytest.mark.parametrize(("temperature", "block"), [(0.1, None), (0.01, 7)])
+@pytest.mark.parametrize(
+    ("devices", "temperature", "block"), [*((devices, 0.1, None) for devices in DEVICES), (3, 0.01, 7), (8, 0.01, 7)]
+)
 def test_on_meshes(x64, name, devices, temperature, block):
     z, z_prime = views(120, 6)
     expected = value_and_gradients(name, z, z_prime, temperature=temperature)
@@ -141,8 +142,9 @@ def test_one_axis_of_several(x64, axis):
     agree(found, expected, value=1e-12, gradient=1e-12)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("settings", [{"block_size": 7}, {"mesh": 4}], ids=["tiled", "sharded"])
+@pytest.mark.parametrize(
+    ("name", "settings"), [("info_nce", {"block_size": 7}), ("nt_xent", {"mesh": 4})], ids=["tiled", "sharded"]
+)
 def test_a_learned_temperature_and_second_derivatives(x64, name, settings):
     settings = {key: line(value) if key == "mesh" else value for key, value in settings.items()}
     z, z_prime = views(24, 5)
