@@ -134,11 +134,10 @@ def _folder(path: str) -> pathlib.Path:
 
 
 def _start_jax(x64: bool) -> None:
-    """Sets JAX up before it touches a device: the precision, and one CPU device for every core."""
+    """Sets JAX up before it touches a device: the dtype, and one CPU device for every core."""
     import jax
 
     jax.config.update("jax_enable_x64", x64)
-    jax.config.update("jax_default_matmul_precision", "highest")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jax.config.update("jax_num_cpu_devices", cores)

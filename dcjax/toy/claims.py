@@ -122,7 +122,7 @@ def as_text(report: Report) -> str:
     """The report as the command prints it."""
     rows = [["claim", "stated", "computed", "allowed", "holds"]]
     for check in report.checks:
-        allowed = "" if check.allowed is None else f"{check.allowed:.0e}"
+        allowed = "" if check.allowed is None else f"{check.allowed:.2g}"
         rows.append([check.claim, check.stated, check.computed, allowed, "yes" if check.holds else "NO"])
     blocks = [report.title, f"  {report.statement}", "", *_aligned(rows)]
     for table in report.tables:

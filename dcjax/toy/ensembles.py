@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax.errors import SettingError
+from dcjax.toy.info_nce import info_nce
 from dcjax.toy.simulate import Setting, Trajectory, simulate
 
 # Fig. 3: one linear layer, pairs of inputs that differ by the identity, noise on half of the coordinates of one view.
@@ -77,7 +78,18 @@ def over_seeds(evaluate: Callable[[jax.Array], Any], seed: int, seeds: int) -> A
     other's threads, for good where the cores are few.
     """
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
-    return jax.tree.map(np.asarray, jax.jit(functools.partial(jax.lax.map, evaluate))(keys))
+    with jax.default_matmul_precision("highest"):  # what the statements multiply themselves
+        return jax.tree.map(np.asarray, jax.jit(functools.partial(jax.lax.map, evaluate))(keys))
+
+
+def two_layer_descent(x: jax.Array, x_prime: jax.Array) -> Callable[[Any], Any]:
+    """The velocity (W1', W2') of the real flow of two layers: minus the gradient of the mean of eq. 2, by autodiff."""
+
+    def loss(layers):
+        product = layers[1] @ layers[0]
+        return -info_nce(x @ product.T, x_prime @ product.T) / x.shape[0]
+
+    return jax.grad(loss)
 
 
 def random_model(key: jax.Array, n: int, dim: int, amplitude: float = 1.0) -> tuple[jax.Array, jax.Array, jax.Array]:

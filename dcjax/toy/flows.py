@@ -308,6 +308,25 @@ def _matrix_exponential(a: jax.Array) -> jax.Array:
     return jnp.where(squarings > rounds, jnp.nan, power)
 
 
+def descend(velocity: Callable[[Any], Any], state: Any, *, rate: float, steps: int) -> Any:
+    """Explicit Euler steps along a flow, which for a gradient flow are those of full-batch SGD.
+
+    Args:
+      velocity: `velocity(state)`, the derivative: a pytree like the state.
+      state: the pytree of arrays to start from.
+      rate: the length of a step in time, or learning rate.
+      steps: how many.
+
+    Returns:
+      The state after them.
+    """
+
+    def step(state, _):
+        return jax.tree.map(lambda w, v: w + rate * v, state, velocity(state)), None
+
+    return jax.lax.scan(step, state, length=steps)[0]
+
+
 def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
     if w0.ndim != 2:
         raise SettingError(f"w0 must have the shape [m, d], found {w0.shape}")

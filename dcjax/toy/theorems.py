@@ -14,18 +14,21 @@ from dcjax.toy.alignment import (
     singular_value_velocity,
 )
 from dcjax.toy.claims import Report, at_least, at_most, close, counts, in_double, refuted, relative_error, vanishes
-from dcjax.toy.ensembles import STRONG, TWO_LAYERS, over_seeds, random_model, run
+from dcjax.toy.ensembles import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 from dcjax.toy.flows import (
     blow_up_time,
+    descend,
     integrate,
     linear_flow,
     linear_flow_spectral,
     singular_value_flow,
     two_layer_velocity,
 )
-from dcjax.toy.info_nce import info_nce, interaction_matrix, softmax_weights
+from dcjax.toy.info_nce import interaction_matrix, softmax_weights
 from dcjax.toy.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 from dcjax.toy.simulate import INITS, collapsed
+
+FIXED_SAMPLES = 512  # behind the X that Theorem 1 holds fixed
 
 
 def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 2.0, steps: int = 6000) -> Report:
@@ -47,11 +50,17 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
     trained = trajectory.singular_values()[0, 0, :, :, 0]  # [seeds, records, dim]
     noisy = dim // 2
     mean = float(np.mean(found["noise_trace"])) / noisy
+    # A variance from n normal samples has a relative error of sqrt(2 / n); these average over seeds and coordinates.
+    standard_error = ((2 / FIXED_SAMPLES) * (1 + amplitude**2) / (noisy * seeds)) ** 0.5
     checks = []
-    if abs(amplitude - 1) >= 0.3:  # nearer to the threshold neither the sample nor the steps decide
+    if abs(amplitude - 1) >= 0.5:  # nearer to the threshold neither the sample nor the steps decide
+        negative = np.sum(found["eigenvalues"] < 0, axis=1)
         gone = noisy if amplitude > 1 else 0
         below = collapsed(trained[:, -1], below=1e-2)
-        checks = [counts(f"real X, {steps} steps: s below 1 % of the largest", below, gone, gone)]
+        checks = [
+            counts("negative eigenvalues of X at small weights", negative, gone, gone),
+            counts(f"real X, {steps} steps: s below 1 % of the largest", below, gone, gone),
+        ]
     return Report(
         title="Theorem 1: strong augmentation collapses a linear model",
         statement="W(t) = W(0) expm(X t) for fixed X; right directions of W with negative eigenvalues of X vanish",
@@ -60,7 +69,12 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
             vanishes("eigenvalue form against expm, relative", found["spectral"], double=1e-10, single=1e-4),
             vanishes("|W(t) v_k| = |W(0) v_k| e^(lambda_k t), t <= 2", found["lengths"], double=1e-10, single=1e-2),
             vanishes("s_min(W0) <= s_k e^(-lambda_k t) <= s_max(W0)", found["squeezed"], double=1e-10, single=1e-4),
-            close("mean eigenvalue of X on the noise, 1 - k", mean, 1.0 - amplitude, allowed=0.1 * (1 + amplitude)),
+            close(
+                "mean eigenvalue of X on the noise, 1 - k",
+                mean,
+                1.0 - amplitude,
+                allowed=4.5 * standard_error,
+            ),
             *checks,
         ],
         notes=[
@@ -165,21 +179,15 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
         _, x, x_prime = random_model(key, n, dim, 0.01)
         layers = tuple(INITS["balanced"](key, 2, dim, x.dtype))
 
-        def descend(layers):
-            def loss(layers):
-                product = layers[1] @ layers[0]
-                return info_nce(x @ product.T, x_prime @ product.T) / n
-
-            return jax.tree.map(jnp.negative, jax.grad(loss)(layers))
-
-        compare = functools.partial(_compare_rates, views=(x, x_prime), descend=descend)
-        solved = integrate(descend, layers, times, rtol=rtol, atol=atol)
+        velocity = two_layer_descent(x, x_prime)
+        compare = functools.partial(_compare_rates, views=(x, x_prime), flow=velocity)
+        solved = integrate(velocity, layers, times, rtol=rtol, atol=atol)
         gaps = jax.lax.map(lambda s: jnp.square(_values(s[0])) - jnp.square(_values(s[1])), solved)
 
         def sgd(rate):
-            step = lambda s, _: (jax.tree.map(lambda w, v: w + rate * v, s, descend(s)), None)  # noqa: E731
             # O(rate) is left of C; it swamps the squares of the smaller half.
-            return compare(jax.lax.scan(step, layers, length=round(1 / rate))[0], count=max(dim // 2, 1))["error"]
+            end = descend(velocity, layers, rate=rate, steps=round(1 / rate))
+            return compare(end, count=max(dim // 2, 1))["error"]
 
         return {
             **jax.lax.map(functools.partial(compare, count=counted), solved),
@@ -235,9 +243,10 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
 def _fixed_x_flow(key: jax.Array, *, times: np.ndarray, dim: int, amplitude: float) -> dict[str, jax.Array]:
     """The flow of a linear model with the X of small weights held fixed: closed forms, and how far they are apart."""
     rtol, atol = (1e-13, 1e-15) if in_double() else (1e-6, 1e-9)
-    w0, x, x_prime = random_model(key, 512, dim, amplitude)
+    w0, x, x_prime = random_model(key, FIXED_SAMPLES, dim, amplitude)
     # Small weights: all alpha are 1/N and X/N is 2 Cov(x) - Cov(noise), (1 - amplitude) I on the noisy half.
-    x_matrix = interaction_matrix(x, x_prime, jnp.full((512, 512), 1 / 512, w0.dtype)) / 512
+    uniform = jnp.full((FIXED_SAMPLES, FIXED_SAMPLES), 1 / FIXED_SAMPLES, w0.dtype)
+    x_matrix = interaction_matrix(x, x_prime, uniform) / FIXED_SAMPLES
     x_matrix = 0.5 * (x_matrix + x_matrix.T)
     closed = linear_flow(w0, x_matrix, times)
     spectral = linear_flow_spectral(w0, x_matrix, times)
@@ -262,13 +271,13 @@ def _fixed_x_flow(key: jax.Array, *, times: np.ndarray, dim: int, amplitude: flo
     }
 
 
-def _compare_rates(layers, *, count, views, descend) -> dict[str, jax.Array]:
+def _compare_rates(layers, *, count, views, flow) -> dict[str, jax.Array]:
     """The theorem's rates of the `count` largest values at a state of the flow, against those of the flow itself."""
     (w1, w2), (x, x_prime) = layers, views
     product = w2 @ w1
     alpha = softmax_weights(x @ product.T, x_prime @ product.T)
     x_matrix = interaction_matrix(x, x_prime, alpha) / x.shape[0]
-    velocity = descend(layers)
+    velocity = flow(layers)
     _, s1, v1_transposed = jnp.linalg.svd(w1)
     s2 = _values(w2)
     claimed = aligned_rates(s1, s2, v1_transposed.T, x_matrix)
