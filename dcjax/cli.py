@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from dcjax.errors import SettingError
+from dcjax.errors import InterruptedRunError, SettingError
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,13 +27,15 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command on the process's arguments and leaves with its exit status.
 
-    0 when it is done, 1 when a signal stopped it with its state saved, 2 after a mistake in a setting, 130 when it was
-    interrupted before there was anything to save.
+    0 when it is done, 1 when a signal or the loss of another process stopped it and it can go on from a checkpoint, 2
+    after a mistake in a setting, 130 when it was interrupted before there was anything to save.
     """
     try:
         command(sys.argv[1:])
     except SettingError as error:
         leave(2, " ".join(str(error).split()))
+    except InterruptedRunError as error:
+        leave(1, " ".join(str(error).split()))
     except KeyboardInterrupt:
         leave(130, "interrupted; what was saved before stays")
     sys.exit(0)

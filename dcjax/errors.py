@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises."""
+"""The exception that a user's mistake raises, and the one that something outside of the run does."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,13 @@ class SettingError(ValueError):
 
     The message is a single line: the setting, the value found and what would be right. The commands print it without a
     traceback and leave with exit status 2; library callers catch it as a `ValueError`.
+    """
+
+
+class InterruptedRunError(RuntimeError):
+    """The run cannot go on, through no mistake of its settings; the same command goes on from the last checkpoint.
+
+    The message is a single line, which the commands print before they leave with exit status 1.
     """
 
 

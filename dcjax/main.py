@@ -33,9 +33,10 @@ def main(argv: Sequence[str]) -> None:
     from dcjax.probe import probe
 
     processes.join_processes(flags)
-    pretrain(config, workdir)
-    if config.probe.after_training:
-        probe(workdir)
+    with processes.explain_lost_processes():
+        pretrain(config, workdir)
+        if config.probe.after_training:
+            probe(workdir)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,31 @@ from dcjax.errors import SettingError
 BATCH_AXIS = "data"
 
 
-def start_processes(address: str | None, processes: int | None, process: int | None) -> None:
+def start_processes(
+    address: str | None, processes: int | None, process: int | None, *, heartbeat_timeout_seconds: int
+) -> None:
     """Joins the processes of a run; before anything else touches a device.
 
     Args:
       address: `host:port` of process 0; None where JAX detects the cluster itself (TPU pod slices, Slurm, Open MPI).
       processes: how many there are; None as above.
       process: which one this is; None as above.
+      heartbeat_timeout_seconds: when a process that is silent for so long counts as dead, and the others end.
 
     Raises:
       ValueError: no cluster that JAX detects, or processes that do not find each other.
     """
     try:
-        jax.distributed.initialize(address, processes, process)
+        jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
     except (RuntimeError, ValueError) as error:
         raise SettingError(
             f"the processes of the run could not be joined ({error}); where JAX detects no cluster, give each process "
             "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
         ) from error
+    if jax.default_backend() == "cpu":
+        # A CPU program that comes from the cache has lost the order of its collectives (jaxlib 0.10.2): two that are
+        # ready together start in any order, which differs between processes and ends them.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def make_mesh(devices: int = 0) -> Mesh:

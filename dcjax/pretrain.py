@@ -101,7 +101,7 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
     step = first_step
     try:
         with StopRequest() as stop:
-            while step < total_steps and not stop.requested:
+            while step < total_steps and not stop.reached(step):
                 batch = to_devices(next(loader), mesh)
                 with jax.transfer_guard("disallow"):  # nothing crosses between host and device unseen
                     state, metrics = train_step(state, batch)

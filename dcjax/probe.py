@@ -341,14 +341,15 @@ def main(argv: Sequence[str]) -> None:
     processes.add_process_flags(parser)
     flags = parser.parse_args(argv)
     processes.join_processes(flags)
-    probe(
-        flags.workdir,
-        features=flags.features,
-        labels_per_class=flags.labels_per_class,
-        data_dir=flags.data_dir,
-        devices=flags.devices,
-        export=flags.export,
-    )
+    with processes.explain_lost_processes():
+        probe(
+            flags.workdir,
+            features=flags.features,
+            labels_per_class=flags.labels_per_class,
+            data_dir=flags.data_dir,
+            devices=flags.devices,
+            export=flags.export,
+        )
 
 
 if __name__ == "__main__":

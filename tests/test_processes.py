@@ -1,10 +1,14 @@
 """Several processes on one machine, as on a cluster."""
 
+import dataclasses
 import os
 import pathlib
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -16,34 +20,127 @@ from dcjax.metrics_writer import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+ENDLESS = {"devices": 0, "batch_size": 64, "total_steps": 10**6, "checkpoint_every_steps": 10**6}
 
-def run_processes(count, workdir, config):
-    """Runs `dcjax.main` as `count` processes of two devices each; returns what the first printed."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+
+@dataclasses.dataclass
+class Ended:
+    """What a process left."""
+
+    status: int
+    output: str
+    errors: str
+
+
+def start_processes(workdir, config, *flags, processes, devices=2):
+    """Starts `dcjax.main` as processes of some devices each, which find each other at a free port."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = []
-    for process in range(count):
-        argv = [sys.executable, "-m", "dcjax.main", *as_flags(config), f"--workdir={workdir}"]
-        if count > 1:
-            argv += [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={process}"]
+    for process in range(processes):
+        argv = [sys.executable, "-m", "dcjax.main", *as_flags(config), f"--workdir={workdir}", *flags]
+        if processes > 1:
+            argv += [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"]
+            argv += [f"--process_id={process}"]
         started.append(subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    outputs = [process.communicate(timeout=600) for process in started]
-    for process, (_, errors) in zip(started, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return outputs[0][0]
+    return started
+
+
+def end_of(started, timeout):
+    try:
+        outputs = [process.communicate(timeout=timeout) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [Ended(process.returncode, *texts) for process, texts in zip(started, outputs, strict=True)]
+
+
+def run_processes(workdir, config, *, processes, devices=2):
+    """Runs to the end; returns what the first process printed and the loss of every step."""
+    ended = end_of(start_processes(workdir, config, processes=processes, devices=devices), timeout=600)
+    assert [process.status for process in ended] == [0] * processes, ended
+    return ended[0].output, [row["loss"] for row in read_metrics(workdir)]
+
+
+def wait_for_steps(workdir, started, steps):
+    deadline = time.monotonic() + 300
+    while not (workdir / "metrics.jsonl").exists() or len(read_metrics(workdir)) < steps:
+        assert all(process.poll() is None for process in started), end_of(started, timeout=10)
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 @pytest.mark.slow
 def test_two_processes_train_and_probe_like_one(tmp_path):
     settings = {"devices": 0, "total_steps": 3, "batch_size": 64, "data__image_size": 16, "projector__d0": 16}
     config = tiny_config(**settings, optimizer__learning_rate=0.5, probe__after_training=True)
-    tables = {count: run_processes(count, tmp_path / str(count), config) for count in (1, 2)}
-    losses = {count: [row["loss"] for row in read_metrics(tmp_path / str(count))] for count in (1, 2)}
-    np.testing.assert_allclose(losses[1], losses[2], atol=1e-5)
-    rows = [[line for line in table.splitlines() if line.startswith("r ")] for table in tables.values()]
+    tables, losses = zip(
+        *(run_processes(tmp_path / str(count), config, processes=count) for count in (1, 2)), strict=True
+    )
+    np.testing.assert_allclose(*losses, atol=1e-5)
+    rows = [[line for line in table.splitlines() if line.startswith("r ")] for table in tables]
     assert rows[0] == rows[1] != []
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes(tmp_path):
+    """8 steps on 2 x 2 devices; from the checkpoint of step 5 on also on 1 x 4 and on 4 x 1: the same losses."""
+    settings = {"total_steps": 8, "checkpoint_every_steps": 5, "loss__block_size": "8"}
+    config = tiny_config(devices=0, batch_size=64, optimizer__learning_rate=0.1, **settings)
+    _, expected = run_processes(tmp_path / "one", config, processes=1, devices=4)
+    _, losses = run_processes(tmp_path / "two", config, processes=2, devices=2)
+    np.testing.assert_allclose(losses, expected, atol=1e-5)
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "8")
+    for processes in (1, 4):
+        workdir = shutil.copytree(tmp_path / "two", tmp_path / f"then-{processes}")
+        output, losses = run_processes(workdir, config, processes=processes, devices=4 // processes)
+        assert "resumed at step 5" in output
+        np.testing.assert_allclose(losses, expected, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_the_others_end_when_a_process_dies(tmp_path, victim):
+    started = start_processes(tmp_path, tiny_config(**ENDLESS), processes=2)
+    wait_for_steps(tmp_path, started, 2)
+    started[victim].kill()
+    survivor = end_of(started, timeout=60)[1 - victim]
+    assert "another task died" in survivor.errors or "has lost the others" in survivor.errors
+    assert survivor.status in (1, -signal.SIGABRT)
+
+
+@pytest.mark.slow
+def test_the_others_end_when_a_process_hangs(tmp_path):
+    started = start_processes(tmp_path, tiny_config(**ENDLESS), "--heartbeat_timeout_seconds=5", processes=2)
+    wait_for_steps(tmp_path, started, 2)
+    started[1].send_signal(signal.SIGSTOP)
+    (survivor,) = end_of(started[:1], timeout=60)
+    started[1].kill()
+    started[1].communicate()
+    assert "stopped sending heartbeats" in survivor.errors
+    assert survivor.status == -signal.SIGABRT
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, number):
+    started = start_processes(tmp_path, tiny_config(**ENDLESS), processes=2)
+    wait_for_steps(tmp_path, started, 2)
+    started[1].send_signal(number)
+    ended = end_of(started, timeout=120)
+    assert [process.status for process in ended] == [1, 1]
+    lines = {line for process in ended for line in process.errors.splitlines() if "dcjax: stopped at step" in line}
+    (step,) = {line.split()[4] for line in lines}
+    assert (tmp_path / "checkpoints" / step).is_dir()
+
+
+def test_every_process_answers_a_mistake(tmp_path):
+    started = start_processes(tmp_path, tiny_config(**(ENDLESS | {"batch_size": 63})), processes=2)
+    for process in end_of(started, timeout=120):
+        assert process.status == 2
+        assert "dcjax: batch_size must be a multiple of the 4 device(s), e.g. 60 or 64; found 63" in process.errors
 
 
 def test_a_cluster_that_is_not_there(tmp_path):
@@ -54,3 +151,8 @@ def test_a_cluster_that_is_not_there(tmp_path):
 def test_flags_of_a_cluster_belong_together(tmp_path):
     with pytest.raises(SettingError, match="belong together"):
         main(["--config=configs/quickstart.py", f"--workdir={tmp_path}", "--num_processes=2", "--process_id=1"])
+
+
+def test_a_heartbeat_takes_time(tmp_path):
+    with pytest.raises(SettingError, match="--heartbeat_timeout_seconds must be at least 1, found 0"):
+        main(["--config=configs/quickstart.py", f"--workdir={tmp_path}", "--heartbeat_timeout_seconds=0"])

@@ -4,6 +4,10 @@ gradient.
 All work in the dtype of the embeddings, but never below float32: bfloat16 rows are widened before they are normalised.
 The similarity products name their precision, because a float32 product is TF32 by default on a GPU and bfloat16 on a
 TPU.
+
+With O the sum of exp(logit) over the negatives of a row and s its positive's logit, both losses are the mean over the
+2n rows of softplus(log O - s). The positive is never added to O: where it dominates, what is left of 1 after rounding
+would not tell how small the loss and its gradient are.
 """
 
 import math
@@ -14,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from dcjax.errors import SettingError
-from dcjax.losses.tiled import check_mesh, tiled_loss
+from dcjax.losses.tiled import check_mesh, mean_loss, tiled_loss
+from dcjax.losses.tiles import EMPTY
 
 Rows = Float[Array | np.ndarray, "n d"]
 Scalar = Float[Array, ""]
@@ -80,9 +85,10 @@ def info_nce(
     _check(z, z_prime, temperature)
     if block_size is not None or mesh is not None or axis is not None:
         return _tiled("info_nce", z, z_prime, temperature, block_size, mesh, axis)
-    logits = _similarity(unit_rows(z), unit_rows(z_prime)) / temperature  # [n, n]
-    positive = jnp.diagonal(logits)
-    return 0.5 * jnp.mean(logsumexp(logits, axis=1) + logsumexp(logits, axis=0) - 2 * positive)
+    u, v = unit_rows(z), unit_rows(z_prime)
+    samples = jnp.arange(z.shape[0])
+    negatives = _negatives(u, v, samples, temperature)  # [n, n]
+    return mean_loss(logsumexp(negatives, axis=1), logsumexp(negatives, axis=0), jnp.sum(u * v, axis=1) / temperature)
 
 
 def nt_xent(
@@ -119,12 +125,11 @@ def nt_xent(
     _check(z, z_prime, temperature)
     if block_size is not None or mesh is not None or axis is not None:
         return _tiled("nt_xent", z, z_prime, temperature, block_size, mesh, axis)
-    n = z.shape[0]
-    rows = unit_rows(jnp.concatenate([z, z_prime]))  # [2n, d]
-    logits = _similarity(rows, rows) / temperature  # [2n, 2n]
-    others = jnp.where(jnp.eye(2 * n, dtype=bool), -jnp.inf, logits)
-    positive = jnp.diagonal(logits, offset=n)  # the matrix is symmetric: these serve both halves
-    return jnp.mean(logsumexp(others, axis=1) - jnp.concatenate([positive, positive]))
+    u, v = unit_rows(z), unit_rows(z_prime)
+    rows = jnp.concatenate([u, v])  # [2n, d]
+    samples = jnp.tile(jnp.arange(z.shape[0]), 2)
+    logs = logsumexp(_negatives(rows, rows, samples, temperature), axis=1)
+    return mean_loss(*jnp.split(logs, 2), jnp.sum(u * v, axis=1) / temperature)
 
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": nt_xent}
@@ -139,8 +144,12 @@ def _tiled(
     )
 
 
-def _similarity(a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+def _negatives(
+    a: Float[Array, "n d"], b: Float[Array, "n d"], samples: Int[Array, " n"], temperature: float | Scalar
+) -> Float[Array, "n n"]:
+    """The logits of all rows against all, but for those of one sample, which weigh nothing."""
+    logits = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST) / temperature
+    return jnp.where(samples[:, None] == samples[None, :], EMPTY, logits)
 
 
 def _check(z: Rows, z_prime: Rows, temperature: float | Scalar) -> None:

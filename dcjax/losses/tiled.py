@@ -1,9 +1,6 @@
 """InfoNCE and NT-Xent on unit rows without their matrix of logits.
 
-With O the sum of exp(logit) over the negatives of a row and s its positive's logit, both losses are the mean over the
-2n rows of softplus(log O - s). The positive is never added to O: where it dominates, what is left of 1 after rounding
-would not tell how small the loss and its gradient are. The backward pass keeps the rows and 2n logarithms and computes
-the tiles again.
+The backward pass keeps the rows and the 2n logarithms of what their negatives weigh, and computes the tiles again.
 """
 
 import functools
@@ -43,6 +40,20 @@ def check_mesh(mesh: Mesh | None, axis: str | None, *, rows: int) -> str | None:
             f"the mesh axis '{axis}' must divide the batch, found {mesh.shape[axis]} devices and {rows} rows"
         )
     return axis
+
+
+def mean_loss(log_u: jax.Array, log_v: jax.Array, positive: jax.Array) -> jax.Array:
+    """The loss by what the negatives weigh.
+
+    Args:
+      log_u: `[n]`, for each row of the first view the logarithm of the sum of exp(logit) over its negatives.
+      log_v: `[n]`, the same of the second view.
+      positive: `[n]`, the logits of the positives, which both views share.
+
+    Returns:
+      The mean over the 2n rows of log(1 + exp(log - positive)).
+    """
+    return 0.5 * jnp.mean(jax.nn.softplus(log_u - positive) + jax.nn.softplus(log_v - positive))
 
 
 def tiled_loss(
@@ -105,8 +116,7 @@ def _forward(kind, tiling, mesh, axis, u, v, scale):
         return logs.u, logs.v, scale * jnp.sum(u * v, axis=1)
 
     log_u, log_v, positive = _spread(local, mesh, axis, 2)(u, v, scale)
-    loss = 0.5 * jnp.mean(jax.nn.softplus(log_u - positive) + jax.nn.softplus(log_v - positive))
-    return loss, (u, v, scale, log_u, log_v, positive)
+    return mean_loss(log_u, log_v, positive), (u, v, scale, log_u, log_v, positive)
 
 
 def _backward(kind, tiling, mesh, axis, residuals, cotangent):

@@ -19,8 +19,7 @@ def slow_info_nce(z, z_prime, temperature):
     for a, b in ((z, z_prime), (z_prime, z)):
         for i in range(len(a)):
             logits = [math.fsum(a[i] * b[j]) / temperature for j in range(len(b))]
-            top = max(logits)
-            total += top + math.log(math.fsum(math.exp(s - top) for s in logits)) - logits[i]
+            total += math.log1p(math.fsum(math.exp(s - logits[i]) for j, s in enumerate(logits) if j != i))
     return total / (2 * len(z))
 
 
@@ -30,8 +29,8 @@ def slow_nt_xent(z, z_prime, temperature):
     n, total = len(z), 0.0
     for i in range(2 * n):
         logits = {j: math.fsum(rows[i] * rows[j]) / temperature for j in range(2 * n) if j != i}
-        top = max(logits.values())
-        total += top + math.log(math.fsum(math.exp(s - top) for s in logits.values())) - logits[(i + n) % (2 * n)]
+        positive = logits.pop((i + n) % (2 * n))
+        total += math.log1p(math.fsum(math.exp(s - positive) for s in logits.values()))
     return total / (2 * n)
 
 
@@ -53,6 +52,20 @@ def test_value_in_float64(x64, name, temperature, n, d):
     assert value.dtype == jnp.float64
     # A float64 identity: only the order of the sums differs.
     np.testing.assert_allclose(value, SLOW[name](z, z_prime, temperature), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_vanishing_loss_keeps_its_digits(x64, name, dtype):
+    """1e-9 of the weight is on the negatives: added to the positive's, little of it would be left."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(16, 64)).astype(dtype)
+    z_prime = z + (0.05 * rng.normal(size=z.shape)).astype(dtype)
+    found = LOSSES[name](z, z_prime, temperature=0.04)
+    expected = SLOW[name](np.float64(z), np.float64(z_prime), 0.04)
+    assert 1e-10 < expected < 1e-7
+    # An error of the logits, up to 1 / temperature, is a relative one of the loss.
+    np.testing.assert_allclose(found, expected, rtol=100 * np.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -98,12 +111,11 @@ def test_closed_forms(x64):
     np.testing.assert_allclose(info_nce(same, same, temperature=tau), math.log(n), rtol=1e-12)
     np.testing.assert_allclose(nt_xent(same, same, temperature=tau), math.log(2 * n - 1), rtol=1e-12)
     basis = np.eye(n)  # perfect: aligned positives, orthogonal negatives
-    # 1.8e-4 and 3.6e-4 as differences of numbers near 10: 1e-15 absolute is what float64 leaves.
     np.testing.assert_allclose(
-        info_nce(basis, basis, temperature=tau), math.log(1 + (n - 1) * math.exp(-1 / tau)), atol=1e-14
+        info_nce(basis, basis, temperature=tau), math.log1p((n - 1) * math.exp(-1 / tau)), rtol=1e-12
     )
     np.testing.assert_allclose(
-        nt_xent(basis, basis, temperature=tau), math.log(1 + 2 * (n - 1) * math.exp(-1 / tau)), atol=1e-14
+        nt_xent(basis, basis, temperature=tau), math.log1p(2 * (n - 1) * math.exp(-1 / tau)), rtol=1e-12
     )
 
 

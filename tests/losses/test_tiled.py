@@ -228,8 +228,8 @@ def test_memory_is_linear():
 
 
 def test_a_mesh_gathers_nothing():
-    program = compiled(2048, 64, devices=8, mesh=line(8), block_size=256)
-    assert temporary(program) < temporary(compiled(2048, 64, devices=8)) / 10
+    program = compiled(4096, 64, devices=8, mesh=line(8), block_size=256)
+    assert temporary(program) < temporary(compiled(4096, 64, devices=8)) / 10
     text = program.as_text()
     assert "collective-permute" in text
     assert not re.search(r"all-gather|all-to-all", text)
