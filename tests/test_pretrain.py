@@ -1,6 +1,7 @@
 """The training loop, end to end on tiny networks."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -17,6 +18,7 @@ from dcjax import pretrain as loop
 from dcjax.checkpoint import Checkpointer
 from dcjax.errors import SettingError
 from dcjax.experiment import build
+from dcjax.losses import LOSSES
 from dcjax.mesh import make_mesh, replicated
 from dcjax.metrics_writer import MetricsWriter, read_metrics
 from dcjax.pretrain import pretrain
@@ -276,3 +278,20 @@ def test_a_tiled_loss_trains_alike(four_steps, tmp_path, devices):
         [row["loss"] for row in read_metrics(folder)][:2] for folder in (tmp_path / "run", four_steps[0])
     )
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_batch_of_16384_on_eight_devices(tmp_path, name):
+    write_images(tmp_path / "images", 16_384)
+    data = {
+        "data__name": "folder",
+        "data__dir": str(tmp_path / "images"),
+        "data__test_split": "",
+        "data__stored_size": 8,
+    }
+    config = tiny_config(devices=8, batch_size=16_384, total_steps=2, loss__name=name, **data)
+    pretrain(config, tmp_path / "run")
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
+    assert len(losses) == 2
+    assert all(0 < loss < 2 * math.log(2 * 16_384) for loss in losses)

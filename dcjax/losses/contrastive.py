@@ -128,8 +128,8 @@ def nt_xent(
     u, v = unit_rows(z), unit_rows(z_prime)
     rows = jnp.concatenate([u, v])  # [2n, d]
     samples = jnp.tile(jnp.arange(z.shape[0]), 2)
-    logs = logsumexp(_negatives(rows, rows, samples, temperature), axis=1)
-    return mean_loss(*jnp.split(logs, 2), jnp.sum(u * v, axis=1) / temperature)
+    log_u, log_v = jnp.split(logsumexp(_negatives(rows, rows, samples, temperature), axis=1), 2)
+    return mean_loss(log_u, log_v, jnp.sum(u * v, axis=1) / temperature)
 
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": nt_xent}
