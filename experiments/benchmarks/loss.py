@@ -5,14 +5,16 @@
 
 NT-Xent of n pairs in float32, forward and forward with backward. On one device `tiled` is this package's loss by tiles,
 `plain` the same with all logits at once, `chunked` plain row chunks with `jax.checkpoint`, `optax` is
-`optax.losses.ntxent` (up to 1,024 pairs: it forms all pairs of rows), `torch` the plain formula in PyTorch. On several
-devices `tiled` passes the rows around half a ring and `gathered` gathers them all and holds a row share of the logits.
-All peers are warmed up, then interleaved; the best round counts. One JSON line per case and peer; megabytes are those
-of `compiled.memory_analysis()`, of one device, traffic is what its collectives receive.
+`optax.losses.ntxent` (up to 1,024 pairs: it forms all pairs of rows), `torch` the plain formula in PyTorch, `lightly`
+its `NTXentLoss` where lightly is installed (both up to 8,192 pairs, for their memory). On several devices `tiled`
+passes the rows around half a ring and `gathered` gathers them all and holds a row share of the logits. All peers must
+find the same value. They are warmed up, then interleaved; the best round counts. One JSON line per case and peer;
+megabytes are those of `compiled.memory_analysis()`, of one device, traffic is what its collectives receive.
 """
 
 import argparse
 import functools
+import importlib.util
 import json
 import re
 import time
@@ -30,6 +32,7 @@ from dcjax.losses import nt_xent, unit_rows
 TEMPERATURE = 0.1
 CHUNK = 512
 OPTAX_LIMIT = 1024
+TORCH_LIMIT = 8192
 BYTES = {"f32": 4, "s32": 4, "bf16": 2, "pred": 1}
 
 
@@ -80,7 +83,7 @@ def _gathered(mesh: jax.sharding.Mesh, z: jax.Array, z_prime: jax.Array) -> jax.
     return spread(unit_rows(z), unit_rows(z_prime))
 
 
-def _torch_run(z: np.ndarray, z_prime: np.ndarray, backward: bool) -> Callable[[], Any]:
+def _torch_runs(z: np.ndarray, z_prime: np.ndarray, backward: bool) -> dict[str, Callable[[], float]]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
@@ -88,17 +91,31 @@ def _torch_run(z: np.ndarray, z_prime: np.ndarray, backward: bool) -> Callable[[
     n = z.shape[0]
     labels = (torch.arange(2 * n, device=device) + n) % (2 * n)
 
-    def run():
-        rows = torch.nn.functional.normalize(torch.cat(views))
+    def plain(a, b):
+        rows = torch.nn.functional.normalize(torch.cat([a, b]))
         logits = rows @ rows.T / TEMPERATURE
         logits.fill_diagonal_(-torch.inf)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    def run(function):
+        loss = function(*views)
         if backward:
             torch.autograd.grad(loss, views)
         if device == "cuda":
             torch.cuda.synchronize()
+        return loss.item()
 
-    return run
+    losses = {"torch": plain}
+    if importlib.util.find_spec("lightly"):
+        from lightly.loss import NTXentLoss
+
+        losses["lightly"] = NTXentLoss(temperature=TEMPERATURE)
+    return {name: functools.partial(run, function) for name, function in losses.items()}
+
+
+def _run(program: Any, views: list[jax.Array]) -> float:
+    """Runs a compiled value, or value and gradient, to its end; the value."""
+    return float(jax.tree.leaves(jax.block_until_ready(program(*views)))[0])
 
 
 def _traffic(text: str) -> float:
@@ -142,23 +159,25 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
         losses = {"tiled": tiled, "plain": functools.partial(nt_xent, temperature=TEMPERATURE), "chunked": _chunked}
         if n <= OPTAX_LIMIT:
             losses["optax"] = _optax
-    runs, megabytes, traffic = {}, {}, {}
+    runs: dict[str, Callable[[], Any]] = {}
+    megabytes, traffic = {}, {}
     views = [jax.device_put(x, split) for x in (z, z_prime)]
     for name, loss in losses.items():
         function = jax.value_and_grad(loss, argnums=(0, 1)) if backward else loss
         program = jax.jit(function).lower(*views).compile()
-        runs[name] = lambda program=program: jax.block_until_ready(program(*views))
+        runs[name] = functools.partial(_run, program, views)
         megabytes[name] = program.memory_analysis().temp_size_in_bytes / 1e6
         traffic[name] = _traffic(program.as_text()) / 1e6
-    if devices == 1 and args.torch:
-        runs["torch"] = _torch_run(z, z_prime, backward)
+    if devices == 1 and args.torch and n <= TORCH_LIMIT:
+        runs |= _torch_runs(z, z_prime, backward)
+    values = {name: run() for name, run in runs.items()}
+    np.testing.assert_allclose(list(values.values()), values["tiled"], rtol=1e-4, err_msg=str(values))
     best = dict.fromkeys(runs, float("inf"))
-    for repeat in range(-1, args.repeats):
+    for _ in range(args.repeats):
         for name, run in runs.items():
             start = time.perf_counter()
             run()
-            if repeat >= 0:
-                best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.perf_counter() - start)
     for name, seconds in best.items():
         yield {
             "case": f"nt_xent, {n} pairs, width {d}, {'value and gradient' if backward else 'value'}",
