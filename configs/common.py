@@ -52,6 +52,7 @@ def recipe() -> ConfigDict:
                 "image_size": 224,
                 "stored_size": 0,  # side of the images where all are of one size; 0 where sizes vary
                 "threads": 16,
+                "max_damaged": 0.001,  # share of the images that may be damaged, each replaced by the next one
             },
             "augment": {
                 "crop_scale": (0.08, 1.0),

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "log_every_steps",
     "checkpoint_every_steps",
     "data.dir",
+    "data.max_damaged",
     "data.threads",
     "devices",
     "probe",

@@ -71,6 +71,7 @@ class Experiment:
             process_count=jax.process_count(),
             threads=data.threads,
             prefetch=PREFETCH,
+            max_damaged=data.max_damaged,
         )
 
     def eval_batches(self, source: Source) -> Iterator[Batch]:
@@ -84,6 +85,7 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=data.threads,
+            max_damaged=data.max_damaged,
         )
 
     @property
@@ -180,6 +182,8 @@ def check_counts(config: Config) -> None:
     for setting, value in (("total_epochs", config.total_epochs), ("warmup_epochs", config.optimizer.warmup_epochs)):
         if not math.isfinite(value):
             raise SettingError(f"{setting} must be a finite number, found {value}")
+    if not 0 <= config.data.max_damaged < 1:
+        raise SettingError(f"data.max_damaged must be a share from 0 to below 1, found {config.data.max_damaged}")
     if not (config.probe.learning_rate > 0 and 0 <= config.probe.momentum < 1 and config.probe.weight_decay >= 0):
         raise SettingError(
             "probe.learning_rate must be positive, probe.momentum in [0, 1) and probe.weight_decay at least 0, found "

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from dcjax.errors import SettingError
+from dcjax.data.source import DamagedImageError
 
 Box = tuple[int, int, int, int]
 ATTEMPTS = 10
@@ -22,7 +22,7 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
       name: what the error calls the image, such as its path.
 
     Raises:
-      SettingError: bytes that are not an image.
+      DamagedImageError: bytes that are not an image, or the beginning of one.
     """
     # The orientation that a camera noted is ignored, as PIL and with it torchvision's image folders do: the published
     # numbers are of the images as they are stored.
@@ -32,8 +32,21 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     except cv2.error:
         image = None
     if image is None or image.size == 0:
-        raise SettingError(f"{name}: not an image that can be decoded ({len(data)} bytes), expected a JPEG or PNG")
+        raise DamagedImageError(f"{name}: not an image that can be decoded ({len(data)} bytes), expected a JPEG or PNG")
+    if cut_short(data):
+        raise DamagedImageError(f"{name}: an image of which the end is missing ({len(data)} bytes)")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def cut_short(data: bytes) -> bool:
+    """Whether a JPEG or PNG file ends before its image does; OpenCV would fill up what is missing with grey.
+
+    In the data of a JPEG's scan a byte 255 is followed by 0, so both markers can only be what they are: an image whose
+    last scan starts after the last end is not whole. (A thumbnail inside has its own end, but comes before the scan.)
+    """
+    if data.startswith(b"\xff\xd8"):
+        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    return data.startswith(b"\x89PNG") and b"IEND" not in data[-1024:]
 
 
 def random_resized_crop_box(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dcjax.data import crops
-from dcjax.data.source import SPLIT_ALIASES, fingerprint, some, split_setting
+from dcjax.data.source import SPLIT_ALIASES, DamagedImageError, fingerprint, some, split_setting
 from dcjax.errors import SettingError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -62,16 +62,25 @@ class FolderSource:
         return len(self._starts) - 1
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        data, label = self.read(i)
+        return crops.decode(data, self.image_name(i)), label
+
+    def read(self, i: int) -> tuple[bytes, int]:
+        """The bytes of image `i` as they are in its file, and its label."""
         path = self.image_name(i)
         try:
             with open(path, "rb") as file:
                 data = file.read()
         except OSError as error:
-            raise SettingError(f"data.dir: cannot read {path}: {error.strerror}") from error
-        return crops.decode(data, path), -1 if self._labels is None else int(self._labels[i])
+            raise DamagedImageError(f"data.dir: cannot read {path}: {error.strerror}") from error
+        return data, -1 if self._labels is None else int(self._labels[i])
 
     def image_name(self, i: int) -> str:
-        return os.path.join(self._top, os.fsdecode(self._paths[self._starts[i] : self._starts[i + 1]]))
+        return os.path.join(self._top, self.relative_name(i))
+
+    def relative_name(self, i: int) -> str:
+        """The path of image `i` inside the split."""
+        return os.fsdecode(self._paths[self._starts[i] : self._starts[i + 1]])
 
 
 def _split_folder(dir: str, split: str) -> str:

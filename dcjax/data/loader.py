@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 
 from dcjax.data import crops
-from dcjax.data.sources import Source
+from dcjax.data.damage import read_image
+from dcjax.data.source import Source
 from dcjax.errors import SettingError
 
 # Every reader thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
@@ -73,6 +74,7 @@ def train_loader(
     process_count: int = 1,
     threads: int,
     prefetch: int,
+    max_damaged: float = 0.0,
 ) -> TrainLoader:
     """Endless shuffled batches: every image once per epoch, in an order that depends on the seed and the epoch alone.
 
@@ -92,6 +94,7 @@ def train_loader(
       process_count: number of processes that share a batch.
       threads: reader threads.
       prefetch: batches to read ahead; the host memory that the loader takes is this times a batch.
+      max_damaged: the share of the images that may be damaged; the next one that is not stands in for each.
 
     Returns:
       An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
@@ -99,14 +102,14 @@ def train_loader(
       "position" uint32 `[b]`, the position in the stream modulo 2**32, from which the device derives its draws.
 
     Raises:
-      SettingError: `batch_size` is not positive or not a multiple of `process_count`. While iterating: an image
-        cannot be read, or has not the stored size.
+      SettingError: `batch_size` is not positive or not a multiple of `process_count`. While iterating: too many images
+        cannot be read or decoded, or one has not the stored size.
     """
     if views not in (1, 2):
         raise ValueError(f"views = {views}: must be 1 or 2")
     share = _share(batch_size, process_count)
     chunk = _chunk(share)
-    read = _reader(source, stored_size)
+    read = _reader(source, stored_size, max_damaged)
     crop = crops.two_crops if views == 2 else crops.one_crop
     image_shape = (stored_size, stored_size, 3) if stored_size else (*((2,) if views == 2 else ()), size, size, 3)
     assembly = _Assembly(
@@ -122,7 +125,7 @@ def train_loader(
             place["image"][:], place["label"][:] = read(indices)
         else:
             for j, (i, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
-                image, place["label"][j] = source[i]
+                image, place["label"][j] = read_image(source, i, max_damaged=max_damaged)
                 place["image"][j] = crop(image, seed=seed, position=position, size=size, scale=scale, ratio=ratio)
         return shared
 
@@ -145,6 +148,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int,
+    max_damaged: float = 0.0,
 ) -> Iterator[Batch]:
     """Every image once, in order, in batches of a constant size; the last is filled up with rows that a mask marks.
 
@@ -158,6 +162,7 @@ def eval_batches(
       process_index: this process.
       process_count: number of processes that share a batch.
       threads: reader threads.
+      max_damaged: as in `train_loader`.
 
     Returns:
       An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
@@ -170,7 +175,7 @@ def eval_batches(
     share = _share(batch_size, process_count)
     chunk = _chunk(share)
     per_batch = share // chunk
-    read = _reader(source, stored_size)
+    read = _reader(source, stored_size, max_damaged)
     image_shape = (stored_size or size, stored_size or size, 3)
     arrays = {
         "image": (image_shape, np.uint8),
@@ -194,7 +199,7 @@ def eval_batches(
             place["image"][:count], place["label"][:count] = read(indices)
         else:
             for j, i in enumerate(indices.tolist()):
-                image, place["label"][j] = source[i]
+                image, place["label"][j] = read_image(source, i, max_damaged=max_damaged)
                 place["image"][j] = crops.center_crop(image, size)
         return shared
 
@@ -284,11 +289,11 @@ class _Kept:
 _KEPT: weakref.WeakKeyDictionary[Source, _Kept] = weakref.WeakKeyDictionary()
 
 
-def _reader(source: Source, side: int) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _reader(source: Source, side: int, max_damaged: float) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """A function from indices `[b]` to whole images `[b, side, side, 3]` and labels `[b]`."""
 
     def read_one(i: int) -> tuple[np.ndarray, int]:
-        image, label = source[i]
+        image, label = read_image(source, i, max_damaged=max_damaged)
         if image.shape != (side, side, 3):
             height, width = image.shape[:2]
             raise SettingError(

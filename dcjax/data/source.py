@@ -10,6 +10,11 @@ import numpy as np
 
 from dcjax.errors import SettingError
 
+
+class DamagedImageError(SettingError):
+    """An image that cannot be read or decoded; the message names it."""
+
+
 SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 
 

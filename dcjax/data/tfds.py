@@ -1,7 +1,10 @@
 """TFDS image sets prepared as ArrayRecord, read without TensorFlow."""
 
+import concurrent.futures
 import os
-from typing import Any
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,6 +12,8 @@ from dcjax.data import crops
 from dcjax.data.folder import entries
 from dcjax.data.source import SPLIT_ALIASES, did_you_mean, fingerprint, first_line, no_such_split, some, split_setting
 from dcjax.errors import SettingError
+
+OPENERS = 32  # files of a set that are opened at a time, where each waits for a network
 
 
 class TFDSSource:
@@ -59,9 +64,14 @@ class TFDSSource:
             )
         try:
             undecoded: dict[str, Any] = {self._image: tfds.decode.SkipDecoding()}
+            self._shards = [_Shard(*part) for part in _parts(info.splits[split].file_instructions)]
+            check_shards(self._shards)
             self._records = builder.as_data_source(split, decoders=undecoded, file_format="array_record")
+        except SettingError:
+            raise
         except Exception as error:
             raise SettingError(f"data.dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
+        self._ends = np.cumsum([shard.take for shard in self._shards])
         self._split = f"{info.full_name} {split}"
         self.fingerprint = fingerprint("tfds", info.full_name, split, str(count))
 
@@ -73,7 +83,9 @@ class TFDSSource:
         return crops.decode(record[self._image], self.image_name(i)), self._label(record)
 
     def image_name(self, i: int) -> str:
-        return f"{self._split} image {i}"
+        shard = int(np.searchsorted(self._ends, i, side="right"))
+        record = self._shards[shard].skip + i - (int(self._ends[shard - 1]) if shard else 0)
+        return f"{self._split} image {i} (record {record} of {os.path.basename(self._shards[shard].path)})"
 
     def _record(self, i: int) -> dict[str, Any]:
         try:
@@ -83,6 +95,41 @@ class TFDSSource:
 
     def _label(self, record: dict[str, Any]) -> int:
         return int(record["label"]) if self.classes else -1
+
+
+class _Shard(NamedTuple):
+    """A file of a split, and which of its records belong to it."""
+
+    path: str
+    skip: int
+    take: int
+    count: int
+
+
+def _parts(instructions: Iterable[Any]) -> list[tuple[str, int, int, int]]:
+    return [(str(part.filename), part.skip, part.take, part.examples_in_shard) for part in instructions]
+
+
+def check_shards(shards: list[_Shard]) -> None:
+    """Raises `ValueError` for a file that is missing, damaged or cut short, before a run depends on it."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    def problem(shard: _Shard) -> str:
+        if not os.path.isfile(shard.path):
+            return f"{shard.path} is missing"
+        try:
+            reader = ArrayRecordReader(shard.path)
+            found = reader.num_records()
+            reader.close()
+        except Exception as error:  # array_record's own errors have no common type
+            return f"{shard.path} cannot be read ({first_line(error)})"
+        # Of a file that was cut short the end is missing, where its index is.
+        return "" if found == shard.count else f"{shard.path} holds {found} records instead of {shard.count}"
+
+    with concurrent.futures.ThreadPoolExecutor(OPENERS) as pool:
+        problems = [found for found in pool.map(problem, shards) if found]
+    if problems:
+        raise SettingError(f"data.dir: damaged shards, copy or prepare them again: {some(problems)}")
 
 
 def _prepared_folder(dir: str, dataset: str) -> str:
@@ -101,6 +148,12 @@ def _prepared_folder(dir: str, dataset: str) -> str:
         return os.path.join(top, version or versions[-1])
     if versions:
         raise SettingError(f"data.dataset = {dataset!r}: prepared in {top} are the versions {', '.join(versions)}")
+    begun = [entry for entry, _ in entries(top) if "incomplete" in entry] if name and os.path.isdir(top) else []
+    if begun:
+        raise SettingError(
+            f"data.dataset = {dataset!r}: its preparation in {os.path.join(top, begun[0])} did not end; run the same "
+            "command of dcjax.data.prepare again"
+        )
     if configs:
         raise SettingError(f"data.dataset = {dataset!r}: name one of {', '.join(f'{name}/{c}' for c in configs)}")
     import tensorflow_datasets as tfds
@@ -122,12 +175,13 @@ def _versions(folder: str) -> list[str]:
     """Prepared versions in a folder, oldest first."""
     if not os.path.isdir(folder):
         return []
-    found = [v for v, _ in entries(folder) if os.path.isfile(os.path.join(folder, v, "dataset_info.json"))]
-    return sorted(found, key=lambda v: [int(part) if part.isdigit() else -1 for part in v.split(".")])
+    # A preparation under way lies beside them under another name.
+    found = [name for name, _ in entries(folder) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    found = [name for name in found if os.path.isfile(os.path.join(folder, name, "dataset_info.json"))]
+    return sorted(found, key=lambda name: [int(part) for part in name.split(".")])
 
 
 def _how_to_prepare(dataset: str) -> str:
     return (
-        "once, with pip install 'dcjax[prepare]', run "
-        f"tfds.builder({dataset!r}, data_dir=..., file_format='array_record').download_and_prepare()"
+        f"once, with pip install 'dcjax[prepare]', run python -m dcjax.data.prepare --dataset={dataset} --data_dir=DIR"
     )

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from dcjax.data.crops import center_crop, crop_resize, decode, one_crop, random_resized_crop_box, two_crops
+from dcjax.data.source import DamagedImageError
 from dcjax.errors import SettingError
 
 DRAW = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
@@ -130,6 +131,42 @@ def test_decode_ignores_the_orientation_as_pil_does():
     file = io.BytesIO()
     pil.fromarray(smooth(16, 32)).save(file, "JPEG", exif=exif)
     assert decode(file.getvalue(), "turned.jpg").shape == (16, 32, 3)
+
+
+def pil_bytes(image, kind, **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA"])
+def test_decode_takes_every_kind_of_image(mode):
+    """ImageNet's folders hold CMYK and grey JPEGs, and a PNG that is named .JPEG: the bytes tell, not the name."""
+    pil = pytest.importorskip("PIL.Image")
+    kind = "PNG" if mode in ("P", "RGBA") else "JPEG"
+    data = pil_bytes(pil.fromarray(smooth(40, 60)).convert(mode), kind)
+    expected = np.asarray(pil.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    np.testing.assert_allclose(decode(data, "x.JPEG").astype(int), expected, atol=2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1)])
+def test_sides_of_one_pixel(height, width):
+    image = decode(cv2.imencode(".png", np.full((height, width, 3), 7, np.uint8))[1].tobytes(), "thin.png")
+    np.testing.assert_array_equal(center_crop(image, 8), 7)
+    views = two_crops(image, seed=0, position=1, size=8, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    assert views.shape == (2, 8, 8, 3)
+    np.testing.assert_array_equal(views, 7)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "progressive"])
+def test_a_file_that_was_cut_short_is_damaged(kind):
+    pil = pytest.importorskip("PIL.Image")
+    options = {"progressive": True} if kind == "progressive" else {}
+    whole = pil_bytes(pil.fromarray(smooth(64, 64)), kind if kind == "PNG" else "JPEG", **options)
+    assert decode(whole, "whole").shape == decode(whole + bytes(100), "more").shape == (64, 64, 3)
+    for part in (0.3, 0.7, 0.95):
+        with pytest.raises(DamagedImageError, match=r"^cut: "):
+            decode(whole[: int(part * len(whole))], "cut")
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dcjax.data import crops, eval_batches, open_source, train_loader
+from dcjax.data.source import DamagedImageError
 from dcjax.errors import SettingError
 
 
@@ -320,6 +321,44 @@ def test_an_image_that_cannot_be_read(threads, batch_size, stored_size):
     source.broken = {bad}
     with pytest.raises(SettingError, match=f"^numbered image {bad}: not an image"):
         evaluate(source, batch_size, stored_size, threads=threads)
+
+
+class Damaged(Numbered):
+    """Some images do not decode."""
+
+    def __getitem__(self, i):
+        if i in self.broken:
+            raise DamagedImageError(f"{self.image_name(i)}: damaged")
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("stored_size", [0, 4])
+def test_the_next_image_stands_in_for_a_damaged_one(stored_size, caplog):
+    def damaged(broken):
+        source = Damaged(64)
+        source.broken = broken
+        return source
+
+    source = damaged({5, 6, 63})
+    settings = {"stored_size": stored_size, "max_damaged": 0.05}
+    whole, mended = (list(itertools.islice(loader(s, 16, **settings), 8)) for s in (Damaged(64), source))
+    stands_in = np.arange(64)
+    stands_in[[5, 6, 63]] = 7, 7, 0
+    for a, b in zip(whole, mended, strict=True):
+        np.testing.assert_array_equal(indices(b), stands_in[indices(a)])
+        np.testing.assert_array_equal(b["label"], indices(b) % 2)
+        np.testing.assert_array_equal(b["position"], a["position"])
+    evaluated = np.concatenate([indices(b) for b in evaluate(source, 16, stored_size, max_damaged=0.05)])
+    np.testing.assert_array_equal(evaluated, stands_in)
+    # Two epochs and an evaluation: each is named once.
+    expected = {f"numbered image {i}: damaged; the next image stands in for it" for i in (5, 6, 63)}
+    assert len(caplog.records) == 3
+    assert {record.getMessage() for record in caplog.records} == expected
+    message = r"^4 of the 64 images cannot be decoded, more than data.max_damaged = 0.05 allows: numbered image 5: dam"
+    with pytest.raises(SettingError, match=message):
+        evaluate(damaged({5, 6, 7, 63}), 16, stored_size, max_damaged=0.05)
+    with pytest.raises(SettingError, match=r"^1 of the 64 images .* data.max_damaged = 0 allows: numbered image 9"):
+        evaluate(damaged({9}), 16, stored_size)
 
 
 def test_an_image_of_another_size():

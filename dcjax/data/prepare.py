@@ -1,0 +1,278 @@
+"""Prepares image sets for training: random access from few large files, read without TensorFlow.
+
+    python -m dcjax.data.prepare --folder=/data/imagenet --name=my_imagenet --data_dir=/data/tfds
+    python -m dcjax.data.prepare --dataset=imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
+
+The first form turns class folders into an ArrayRecord set that tensorflow-datasets reads, without TensorFlow: the files
+go in as they are. The second has tensorflow-datasets prepare one of its own sets, which needs TensorFlow once (pip
+install 'dcjax[prepare]'). Train on either with --config.data.name=tfds --config.data.dataset=NAME
+--config.data.dir=DIR.
+An interrupted preparation goes on where it stopped; only a finished one is found by a run.
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from dcjax import cli
+from dcjax.data.folder import SPLIT_FOLDERS, FolderSource, entries
+from dcjax.data.source import did_you_mean, first_line, some
+from dcjax.errors import SettingError
+from dcjax.files import replace_text
+
+PLAN_FILE = "plan.json"
+INCOMPLETE = ".incomplete"
+SHARD_MEGABYTES = 256
+
+# One record to a group, so that a random read decompresses nothing but its own; JPEG bytes do not compress any more.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A file of consecutive images of a split."""
+
+    split: str
+    number: int
+    of: int
+    first: int
+    count: int
+
+    def file_name(self, name: str) -> str:
+        return f"{name}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
+
+
+def prepare_folder(
+    folder: str, name: str, *, data_dir: str, version: str = "1.0.0", shard_megabytes: int = SHARD_MEGABYTES
+) -> pathlib.Path:
+    """Turns an image folder into an ArrayRecord set that tensorflow-datasets reads; no TensorFlow is needed.
+
+    The bytes of the files stay as they are. Each file's path becomes the record's `file_name`.
+
+    Args:
+      folder: `folder/<split>/<class>/...`, or class folders alone for a training split.
+      name: of the new set; letters, digits and underscores.
+      data_dir: where the set is put, as `data_dir/name/version`.
+      version: three numbers.
+      shard_megabytes: size that no file exceeds by more than an image.
+
+    Returns:
+      The folder of the set.
+
+    Raises:
+      ValueError: a folder without images, a name or version that TFDS does not take, or a set of that version that is
+        prepared already.
+    """
+    check_identity(name, version)
+    if shard_megabytes < 1:
+        raise SettingError(f"--shard_megabytes must be at least 1, found {shard_megabytes}")
+    finished = pathlib.Path(data_dir).expanduser() / name / version
+    if finished.exists():
+        raise SettingError(f"--name {name}: version {version} is prepared in {finished}; choose another --version")
+    sources = open_splits(folder)
+    shards = [shard for split, source in sources.items() for shard in plan_shards(source, split, shard_megabytes)]
+    work = finished.with_name(version + INCOMPLETE)
+    continue_or_start(work, {split: source.fingerprint for split, source in sources.items()}, shards)
+    features = image_features(next(iter(sources.values())).classes)
+    with tqdm(total=sum(shard.count for shard in shards), unit="img", unit_scale=True, desc=name) as bar:
+
+        def write(shard: Shard) -> None:
+            write_shard(work / shard.file_name(name), sources[shard.split], shard, features)
+            bar.update(shard.count)
+
+        # Reading waits for the disk, and the writer works outside of Python's lock.
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            try:
+                for _ in pool.map(write, shards):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    write_info(work, features, name=name, version=version, shards=shards)
+    (work / PLAN_FILE).unlink()
+    os.replace(work, finished)
+    return finished
+
+
+def prepare_dataset(dataset: str, *, data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
+    """Has tensorflow-datasets prepare one of its sets as ArrayRecord.
+
+    Args:
+      dataset: its TFDS name, with a config or a version where wanted.
+      data_dir: where the sets lie; None for TFDS's own folder.
+      manual_dir: where files lie that must be downloaded by hand, as ImageNet's.
+
+    Returns:
+      The folder of the set.
+
+    Raises:
+      ValueError: TensorFlow is missing, TFDS does not know the set, it has no images, or it cannot be prepared.
+    """
+    if not importlib.util.find_spec("tensorflow"):
+        raise SettingError(
+            f"--dataset={dataset} is prepared by TensorFlow, which is not installed; once: pip install "
+            "'dcjax[prepare]' (class folders need none: --folder=DIR --name=NAME)"
+        )
+    import tensorflow_datasets as tfds
+
+    try:
+        builder: Any = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
+    except Exception as error:  # whatever TFDS raises for a set that it does not know, or cannot build
+        known = tfds.list_builders(with_community_datasets=False)
+        hint = did_you_mean(dataset, known)
+        raise SettingError(f"--dataset={dataset}: {first_line(error)}{hint}") from error
+    if not any(isinstance(feature, tfds.features.Image) for feature in builder.info.features.values()):
+        raise SettingError(f"--dataset={dataset}: has no images, but {some(list(builder.info.features))}")
+    try:
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+    except Exception as error:  # a download, a missing manual file, a full disk
+        raise SettingError(f"--dataset={dataset}: cannot be prepared: {first_line(error)}") from error
+    return pathlib.Path(builder.data_dir)
+
+
+def check_identity(name: str, version: str) -> None:
+    """Raises `ValueError` for what TFDS does not take as a name or a version."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise SettingError(f"--name must be lower-case letters, digits and underscores, found '{name}'")
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        raise SettingError(f"--version must be three numbers such as 1.0.0, found '{version}'")
+
+
+def open_splits(folder: str) -> dict[str, FolderSource]:
+    """Every split of an image folder, the training split first, with one numbering of the classes."""
+    folder = os.path.expanduser(folder)
+    found = [name for name, is_folder in sorted(entries(folder)) if is_folder and name in SPLIT_FOLDERS]
+    names = sorted(found, key=lambda name: (name not in ("train", "training"), name)) or ["train"]
+    sources: dict[str, FolderSource] = {}
+    for name in names:
+        classes = sources[names[0]].classes if sources else ()
+        sources[name] = FolderSource(folder, name, classes)
+        if not sources[name].classes:
+            raise SettingError(f"--folder={folder}: its split '{name}' has no class folders")
+    return sources
+
+
+def plan_shards(source: FolderSource, split: str, megabytes: int) -> list[Shard]:
+    """Cuts a split into files of about one size in bytes and equal numbers of images."""
+    total = sum(os.path.getsize(source.image_name(i)) for i in range(len(source)))
+    of = max(1, min(len(source), -(-total // (megabytes * 10**6))))
+    bounds = [len(source) * k // of for k in range(of + 1)]
+    return [Shard(split, k, of, first, last - first) for k, (first, last) in enumerate(itertools.pairwise(bounds))]
+
+
+def continue_or_start(work: pathlib.Path, fingerprints: dict[str, str], shards: list[Shard]) -> None:
+    """Makes the folder to work in; what an interrupted preparation of the same images left in it stays."""
+    plan = {"images": fingerprints, "shards": [dataclasses.astuple(shard) for shard in shards]}
+    text = json.dumps(plan)
+    if work.exists() and not ((work / PLAN_FILE).exists() and (work / PLAN_FILE).read_text() == text):
+        print(f"dcjax: {work} was begun with other images or shards; starting anew", flush=True)
+        shutil.rmtree(work)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        replace_text(work / PLAN_FILE, text)
+    except OSError as error:
+        raise SettingError(f"--data_dir: {work} cannot be written to ({error.strerror})") from error
+
+
+def image_features(classes: Sequence[str]) -> Any:
+    """TFDS's description of a record."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=list(classes)),
+            "file_name": tfds.features.Text(),
+        }
+    )
+
+
+def write_shard(path: pathlib.Path, source: FolderSource, shard: Shard, features: Any) -> None:
+    """Writes a file under a temporary name and renames it when it is whole; one that stands is kept."""
+    if path.exists():
+        return
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core import example_serializer
+
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    partial = path.with_name(path.name + ".partial")
+    writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+    try:
+        for i in range(shard.first, shard.first + shard.count):
+            data, label = source.read(i)
+            record = {"image": data, "label": label, "file_name": source.relative_name(i)}
+            writer.write(serializer.serialize_example(record))
+    finally:
+        writer.close()
+    os.replace(partial, path)
+
+
+def write_info(work: pathlib.Path, features: Any, *, name: str, version: str, shards: list[Shard]) -> None:
+    """Writes what TFDS knows of a set: its features, classes, splits and the length of every file."""
+    import tensorflow_datasets as tfds
+    from etils import epath  # a dependency of tensorflow-datasets, whose paths it is
+    from tensorflow_datasets.core import dataset_info, naming
+    from tensorflow_datasets.core.splits import SplitDict
+
+    identity = dataset_info.DatasetIdentity(
+        name=name,
+        version=tfds.core.Version(version),
+        data_dir=str(work),
+        module_name="dcjax.data.prepare",
+    )
+    description = "Images of class folders, with their bytes as they were."
+    info = tfds.core.DatasetInfo(builder=identity, description=description, features=features)
+    info.set_file_format("array_record")
+    splits = []
+    for split in dict.fromkeys(shard.split for shard in shards):
+        template = naming.ShardedFileTemplate(
+            data_dir=epath.Path(work), dataset_name=name, split=split, filetype_suffix="array_record"
+        )
+        own = [shard for shard in shards if shard.split == split]
+        size = sum((work / shard.file_name(name)).stat().st_size for shard in own)
+        splits.append(tfds.core.SplitInfo(split, [shard.count for shard in own], size, template))
+    info.set_splits(SplitDict(splits))
+    info.write_to_directory(work)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line and prepares."""
+    parser = cli.Parser(prog="python -m dcjax.data.prepare", description=__doc__ or "")
+    parser.add_argument("--folder", help="an image folder: FOLDER/<split>/<class>/*.jpg, or FOLDER/<class>/*.jpg")
+    parser.add_argument("--name", help="name of the set that --folder becomes")
+    parser.add_argument("--version", default="1.0.0", help="its version (default: 1.0.0)")
+    parser.add_argument("--shard_megabytes", type=int, default=SHARD_MEGABYTES, help="size of a file (default: 256)")
+    parser.add_argument("--dataset", help="a set of tensorflow-datasets, such as imagenet2012")
+    parser.add_argument("--manual_dir", help="where its files lie that must be downloaded by hand")
+    parser.add_argument("--data_dir", help="where prepared sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
+    flags = parser.parse_args(argv)
+    if bool(flags.folder) == bool(flags.dataset):
+        parser.error("give either --folder=DIR --name=NAME or --dataset=NAME")
+    if flags.dataset:
+        path = prepare_dataset(flags.dataset, data_dir=flags.data_dir, manual_dir=flags.manual_dir)
+    else:
+        if not flags.name:
+            parser.error("--folder needs --name=NAME for the set")
+        data_dir = flags.data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        path = prepare_folder(
+            flags.folder,
+            flags.name,
+            data_dir=data_dir,
+            version=flags.version,
+            shard_megabytes=flags.shard_megabytes,
+        )
+    print(f"dcjax: prepared {path}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

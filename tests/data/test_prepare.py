@@ -1,0 +1,151 @@
+"""Preparation: class folders become a set that reads back byte by byte, and only whole ones are found."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+from helpers import write_images
+
+from dcjax.data import open_source, prepare
+from dcjax.errors import SettingError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for k, label in enumerate("abc"):
+        write_images(tmp_path / "images" / "train" / label, 5 + k, size=32, seed=k)
+    write_images(tmp_path / "images" / "val" / "c", 3, size=32)
+    return tmp_path / "images"
+
+
+def opened(top, split="train"):
+    return open_source("tfds", dir=str(top), dataset="mine", split=split)
+
+
+def convert(tree, top, **options):
+    return prepare.prepare_folder(str(tree), "mine", data_dir=str(top), **options)
+
+
+def cut(monkeypatch, shards):
+    """Cuts every split into so many files."""
+
+    def plan(source, split, megabytes):
+        bounds = [len(source) * k // shards for k in range(shards + 1)]
+        return [prepare.Shard(split, k, shards, bounds[k], bounds[k + 1] - bounds[k]) for k in range(shards)]
+
+    monkeypatch.setattr(prepare, "plan_shards", plan)
+
+
+def test_a_folder_reads_back_as_it_was(tree, tmp_path, monkeypatch):
+    cut(monkeypatch, 3)
+    top = tmp_path / "sets"
+    assert convert(tree, top) == top / "mine" / "1.0.0"
+    for split, count in (("train", 18), ("val", 3)):
+        source, files = opened(top, split), open_source("folder", dir=str(tree), dataset="", split=split, classes="abc")
+        assert len(source) == count
+        assert source.classes == ("a", "b", "c")
+        for i in range(count):
+            (image, label), (expected, expected_label) = source[i], files[i]
+            np.testing.assert_array_equal(image, expected)
+            assert label == expected_label
+    record = opened(top)._records[17]
+    assert record["image"] == (tree / "train" / "c" / "006.png").read_bytes()
+    assert record["file_name"] == b"c/006.png"
+    assert (
+        opened(top).image_name(17) == "mine/1.0.0 train image 17 (record 5 of mine-train.array_record-00002-of-00003)"
+    )
+    with pytest.raises(SettingError, match=r"version 1.0.0 is prepared in .*choose another --version"):
+        convert(tree, top)
+    assert convert(tree, top, version="1.0.1").name == "1.0.1"
+
+
+def test_files_have_a_size(tree, monkeypatch):
+    source = prepare.open_splits(str(tree))["train"]
+    assert [shard.count for shard in prepare.plan_shards(source, "train", 1)] == [18]
+    monkeypatch.setattr("os.path.getsize", lambda path: 500_000)
+    shards = prepare.plan_shards(source, "train", 4)
+    assert [(shard.number, shard.of, shard.first, shard.count) for shard in shards] == [
+        (0, 3, 0, 6),
+        (1, 3, 6, 6),
+        (2, 3, 12, 6),
+    ]
+
+
+def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys):
+    cut(monkeypatch, 3)
+    top, whole = tmp_path / "sets", prepare.write_shard
+    written = []
+
+    def interrupted(path, source, shard, features):
+        if shard.split == "val":
+            raise KeyboardInterrupt
+        written.append(path.name)
+        whole(path, source, shard, features)
+
+    monkeypatch.setattr(prepare, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(tree, top)
+    with pytest.raises(SettingError, match=r"its preparation in .*1\.0\.0\.incomplete did not end; run the same"):
+        opened(top)
+    work = top / "mine" / "1.0.0.incomplete"
+    kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*array_record*")}
+    assert set(written) == set(kept) != set()
+    (work / (written[0] + ".partial")).write_bytes(b"half a file")
+    monkeypatch.setattr(prepare, "write_shard", whole)
+    folder = convert(tree, top)
+    assert all((folder / name).stat().st_mtime_ns == time for name, time in kept.items())
+    assert len(opened(top)) == 18
+    assert "anew" not in capsys.readouterr().out
+
+
+def test_other_images_start_anew(tree, tmp_path, capsys):
+    work = tmp_path / "sets" / "mine" / "1.0.0.incomplete"
+    work.mkdir(parents=True)
+    (work / "plan.json").write_text("of other images")
+    convert(tree, tmp_path / "sets")
+    assert "begun with other images or shards; starting anew" in capsys.readouterr().out
+    assert len(opened(tmp_path / "sets")) == 18
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "lost"])
+def test_a_damaged_shard_is_found_at_the_start(tree, tmp_path, damage, monkeypatch):
+    cut(monkeypatch, 3)
+    shard = convert(tree, tmp_path / "sets") / "mine-train.array_record-00001-of-00003"
+    data = shard.read_bytes()
+    if damage == "lost":
+        shard.unlink()
+    else:
+        shard.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    with pytest.raises(SettingError, match=r"damaged shards, copy or prepare them again: .*00001-of-00003") as caught:
+        opened(tmp_path / "sets")
+    assert "\n" not in str(caught.value)
+    assert len(opened(tmp_path / "sets", "train[:30%]")) == 5  # lies in the first shard alone
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "give either --folder=DIR --name=NAME or --dataset=NAME"),
+        ("--folder=x --dataset=y", "give either"),
+        ("--folder=x", "--folder needs --name=NAME"),
+        ("--folder=x --name=My-Set", "--name must be lower-case letters, digits and underscores, found 'My-Set'"),
+        ("--folder=x --name=mine --version=2", "--version must be three numbers such as 1.0.0, found '2'"),
+        ("--folder=x --name=mine --shard_megabytes=0", "--shard_megabytes must be at least 1, found 0"),
+        ("--folder=/no/such --name=mine", "data.dir = '/no/such': No such file"),
+    ],
+)
+def test_mistakes(flags, message, tmp_path):
+    with pytest.raises(SettingError, match=message):
+        prepare.main([*flags.split(), f"--data_dir={tmp_path}"])
+
+
+def test_images_without_classes(tmp_path):
+    write_images(tmp_path / "flat", 3)
+    with pytest.raises(SettingError, match="its split 'train' has no class folders"):
+        convert(tmp_path / "flat", tmp_path / "sets")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorflow") is not None, reason="TensorFlow is installed")
+def test_sets_of_tfds_need_tensorflow_once():
+    with pytest.raises(SettingError, match=r"TensorFlow, which is not installed; once: pip install 'dcjax\[prepare\]'"):
+        prepare.main(["--dataset=imagenet2012"])
