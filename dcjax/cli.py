@@ -27,8 +27,8 @@ class Parser(argparse.ArgumentParser):
 def run(command: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs a command on the process's arguments and leaves with its exit status.
 
-    0 when it is done, 1 when a signal or the loss of another process stopped it and it can go on from a checkpoint, 2
-    after a mistake in a setting, 130 when it was interrupted before there was anything to save.
+    0 when it is done, 1 when a signal or the failure of one of several processes stopped it and it can go on from a
+    checkpoint, 2 after a mistake in a setting, 130 when it was interrupted before there was anything to save.
     """
     try:
         command(sys.argv[1:])

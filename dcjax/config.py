@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "log_every_steps",
     "checkpoint_every_steps",
     "data.dir",
+    "loss.block_size",
     "data.max_damaged",
     "data.threads",
     "devices",

@@ -13,7 +13,7 @@ class SettingError(ValueError):
 
 
 class InterruptedRunError(RuntimeError):
-    """The run cannot go on, through no mistake of its settings; the same command goes on from the last checkpoint.
+    """One of several processes failed, or lost the others; the same command goes on from the last checkpoint.
 
     The message is a single line, which the commands print before they leave with exit status 1.
     """

@@ -125,8 +125,8 @@ def build(config: Config) -> Experiment:
     mesh = make_mesh(config.devices)
     if config.loss.name not in LOSSES:
         raise unknown_name("loss.name", config.loss.name, LOSSES)
-    if not config.loss.temperature > 0:
-        raise SettingError(f"loss.temperature must be positive, found {config.loss.temperature}")
+    if not (config.loss.temperature > 0 and math.isfinite(config.loss.temperature)):
+        raise SettingError(f"loss.temperature must be positive and finite, found {config.loss.temperature}")
     block_size = str(config.loss.block_size)
     if block_size not in ("auto", "none") and not (block_size.isdecimal() and int(block_size)):
         raise SettingError(f"loss.block_size must be auto, none or a whole number of at least 1, found {block_size}")

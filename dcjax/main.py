@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
     from dcjax.probe import probe
 
     processes.join_processes(flags)
-    with processes.explain_lost_processes():
+    with processes.one_of_several():
         pretrain(config, workdir)
         if config.probe.after_training:
             probe(workdir)

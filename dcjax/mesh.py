@@ -21,7 +21,8 @@ def start_processes(
       heartbeat_timeout_seconds: when a process that is silent for so long counts as dead, and the others end.
 
     Raises:
-      ValueError: no cluster that JAX detects, or processes that do not find each other.
+      ValueError: no cluster that JAX detects. Where process 0 does not answer, JAX itself ends this process after five
+        minutes.
     """
     try:
         jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=heartbeat_timeout_seconds)

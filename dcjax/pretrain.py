@@ -99,8 +99,8 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
 
     # The loop.
     step = first_step
-    try:
-        with StopRequest() as stop:
+    with StopRequest() as stop:  # until the checkpoint is written: a signal may come twice
+        try:
             while step < total_steps and not stop.reached(step):
                 batch = to_devices(next(loader), mesh)
                 with jax.transfer_guard("disallow"):  # nothing crosses between host and device unseen
@@ -110,20 +110,20 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
                 if step % config.checkpoint_every_steps == 0 and step < total_steps:
                     monitor.drain()  # what is saved has been seen to be finite
                     save(step)
-        monitor.drain()
-        save(step)
-    except SettingError as error:
-        # A damaged image is no reason to lose the steps before it. With several processes only this one knows of it,
-        # and a checkpoint is written together: there the last regular one must do.
-        if step > first_step and not isinstance(error, NotFiniteError) and jax.process_count() == 1:
             monitor.drain()
             save(step)
-        raise
-    finally:
-        monitor.flush()
-        writer.close()
-        loader.close()
-        checkpointer.close()
+        except SettingError as error:
+            # A damaged image is no reason to lose the steps before it. With several processes only this one knows of
+            # it, and a checkpoint is written together: there the last regular one must do.
+            if step > first_step and not isinstance(error, NotFiniteError) and jax.process_count() == 1:
+                monitor.drain()
+                save(step)
+            raise
+        finally:
+            monitor.flush()
+            writer.close()
+            loader.close()
+            checkpointer.close()
     if step < total_steps:
         raise SystemExit(f"dcjax: stopped at step {step} of {total_steps}; the same command goes on from there")
 

@@ -341,7 +341,7 @@ def main(argv: Sequence[str]) -> None:
     processes.add_process_flags(parser)
     flags = parser.parse_args(argv)
     processes.join_processes(flags)
-    with processes.explain_lost_processes():
+    with processes.one_of_several():
         probe(
             flags.workdir,
             features=flags.features,

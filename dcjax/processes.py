@@ -2,7 +2,9 @@
 
 import argparse
 import contextlib
+import re
 import time
+import traceback
 from collections.abc import Iterator
 
 from dcjax.cli import Parser
@@ -10,6 +12,9 @@ from dcjax.errors import InterruptedRunError, SettingError
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
 LAST_TO_LEAVE_SECONDS = 3
+
+# How the errors begin, or what they name, when the other side of a connection is gone.
+LOST = re.compile(r"^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)|Gloo|[Cc]onnection|[Bb]arrier")
 
 
 def add_process_flags(parser: Parser) -> None:
@@ -31,13 +36,20 @@ def join_processes(flags: argparse.Namespace) -> None:
     given = [flags.coordinator_address, flags.num_processes, flags.process_id]
     if any(value is not None for value in given) and any(value is None for value in given):
         raise SettingError("--coordinator_address, --num_processes and --process_id belong together; give all three")
+    address = flags.coordinator_address
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise SettingError(f"--coordinator_address must be HOST:PORT, e.g. 10.0.0.1:1234, found '{address}'")
     if flags.heartbeat_timeout_seconds < 1:
         raise SettingError(f"--heartbeat_timeout_seconds must be at least 1, found {flags.heartbeat_timeout_seconds}")
-    if flags.distributed or flags.coordinator_address:
+    if flags.distributed or address is not None:
         from dcjax.mesh import start_processes  # late: the flags are read before JAX is imported
 
+        if address is not None:
+            print(f"dcjax: process {flags.process_id} of {flags.num_processes} joins at {address}", flush=True)
         start_processes(
-            flags.coordinator_address,
+            address,
             flags.num_processes,
             flags.process_id,
             heartbeat_timeout_seconds=flags.heartbeat_timeout_seconds,
@@ -45,30 +57,36 @@ def join_processes(flags: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def explain_lost_processes() -> Iterator[None]:
-    """Says in one line what a failed computation of several processes most likely means.
+def one_of_several() -> Iterator[None]:
+    """Ends this process of a run in a way that the others notice.
 
-    Where the network tells that a process is gone (on CPU), the computation fails and ends here. Where the others would
-    wait for it without end (on GPU and TPU, or for a process that hangs), the missing heartbeats end them, with JAX's
+    Whatever fails here would otherwise wait for the others to end too, while they wait for its next step. Where the
+    network tells that a process is gone (on CPU), the computation of the others fails, and one line says so. Where they
+    would wait without end (on GPU and TPU, or for a process that hangs), the missing heartbeats end them, with JAX's
     own message.
 
     Raises:
-      InterruptedRunError: the devices report an error, and the run has several processes.
+      InterruptedRunError: the connection to the other processes is lost.
     """
     import jax
 
     try:
         yield
-    except SettingError:
-        if jax.process_count() > 1 and jax.process_index() == 0:
-            # JAX ends the others as soon as the first process leaves: a mistake that all have made they answer before.
-            time.sleep(LAST_TO_LEAVE_SECONDS)
-        raise
-    except jax.errors.JaxRuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        if jax.process_count() == 1 or reason.startswith("RESOURCE_EXHAUSTED"):
+    except Exception as error:
+        if jax.process_count() == 1:
             raise
-        raise InterruptedRunError(
-            f"process {jax.process_index()} of {jax.process_count()} has lost the others ({reason}); see which one "
-            "ended first and why, then start all of them again: the run goes on from its last checkpoint"
-        ) from error
+        if isinstance(error, SettingError):
+            if jax.process_index() == 0:
+                # JAX ends the others as soon as the first process leaves: a mistake that all of them made they answer
+                # before.
+                time.sleep(LAST_TO_LEAVE_SECONDS)
+            raise
+        this = f"process {jax.process_index()} of {jax.process_count()}"
+        reason = str(error).partition("\n")[0]
+        if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(reason):
+            raise InterruptedRunError(
+                f"{this} has lost the others ({reason}); see which one ended first and why, then start all of them "
+                "again: the run goes on from its last checkpoint, if there is one"
+            ) from error
+        traceback.print_exc()
+        raise InterruptedRunError(f"{this} failed as shown above, and the others end with it") from error

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
@@ -68,7 +69,8 @@ def info_nce(
       block_size: rows and columns of a tile; the logits are then never held as a whole, and memory is linear in n. None
         for all of them at once, or with a mesh for a size that suits the device.
       mesh: splits the rows over the devices of a mesh, which pass them around: no device holds all of them. The result
-        is that of one device. Works inside and outside `jax.jit`, with Auto and Explicit axes.
+        is that of one device. Works inside and outside `jax.jit` with Auto axes, and with Explicit ones inside
+        `jax.jit` or under `jax.set_mesh`.
       axis: the mesh axis to split over; None for the mesh's only one.
 
     Returns:
@@ -82,10 +84,9 @@ def info_nce(
       Jing et al., ICLR 2022, section 6 (the DirectCLR loss, with the sign mended and the temperature of its
       experiments).
     """
-    _check(z, z_prime, temperature)
+    u, v, temperature = _checked(z, z_prime, temperature)
     if block_size is not None or mesh is not None or axis is not None:
-        return _tiled("info_nce", z, z_prime, temperature, block_size, mesh, axis)
-    u, v = unit_rows(z), unit_rows(z_prime)
+        return _tiled("info_nce", u, v, temperature, block_size, mesh, axis)
     samples = jnp.arange(z.shape[0])
     negatives = _negatives(u, v, samples, temperature)  # [n, n]
     return mean_loss(logsumexp(negatives, axis=1), logsumexp(negatives, axis=0), jnp.sum(u * v, axis=1) / temperature)
@@ -109,7 +110,8 @@ def nt_xent(
       block_size: rows and columns of a tile; the logits are then never held as a whole, and memory is linear in n. None
         for all of them at once, or with a mesh for a size that suits the device.
       mesh: splits the rows over the devices of a mesh, which pass them around: no device holds all of them. The result
-        is that of one device. Works inside and outside `jax.jit`, with Auto and Explicit axes.
+        is that of one device. Works inside and outside `jax.jit` with Auto axes, and with Explicit ones inside
+        `jax.jit` or under `jax.set_mesh`.
       axis: the mesh axis to split over; None for the mesh's only one.
 
     Returns:
@@ -122,10 +124,9 @@ def nt_xent(
     References:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1.
     """
-    _check(z, z_prime, temperature)
+    u, v, temperature = _checked(z, z_prime, temperature)
     if block_size is not None or mesh is not None or axis is not None:
-        return _tiled("nt_xent", z, z_prime, temperature, block_size, mesh, axis)
-    u, v = unit_rows(z), unit_rows(z_prime)
+        return _tiled("nt_xent", u, v, temperature, block_size, mesh, axis)
     rows = jnp.concatenate([u, v])  # [2n, d]
     samples = jnp.tile(jnp.arange(z.shape[0]), 2)
     log_u, log_v = jnp.split(logsumexp(_negatives(rows, rows, samples, temperature), axis=1), 2)
@@ -136,12 +137,16 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": 
 
 
 def _tiled(
-    kind, z: Rows, z_prime: Rows, temperature, block_size: int | None, mesh: Mesh | None, axis: str | None
+    kind: str,
+    u: Float[Array, "n d"],
+    v: Float[Array, "n d"],
+    temperature: float | Scalar,
+    block_size: int | None,
+    mesh: Mesh | None,
+    axis: str | None,
 ) -> Scalar:
-    axis = check_mesh(mesh, axis, rows=z.shape[0])
-    return tiled_loss(
-        kind, unit_rows(z), unit_rows(z_prime), temperature=temperature, block_size=block_size, mesh=mesh, axis=axis
-    )
+    axis = check_mesh(mesh, axis, rows=u.shape[0])
+    return tiled_loss(kind, u, v, temperature=temperature, block_size=block_size, mesh=mesh, axis=axis)
 
 
 def _negatives(
@@ -152,11 +157,18 @@ def _negatives(
     return jnp.where(samples[:, None] == samples[None, :], EMPTY, logits)
 
 
-def _check(z: Rows, z_prime: Rows, temperature: float | Scalar) -> None:
+def _checked(
+    z: Rows, z_prime: Rows, temperature: float | Scalar
+) -> tuple[Float[Array, "n d"], Float[Array, "n d"], float | Scalar]:
+    """The unit rows of both views in one dtype, and the temperature, as a number unless it is traced."""
     if z.ndim != 2 or z.shape != z_prime.shape or z.shape[0] < 1:
         raise SettingError(
             f"the two views must be two arrays of one shape [n, d] with n >= 1, found {z.shape} and {z_prime.shape}"
         )
-    # A learnable temperature is an array, and traced: it has no value to check.
-    if not isinstance(temperature, jax.Array) and not (temperature > 0 and math.isfinite(temperature)):
-        raise SettingError(f"loss.temperature must be positive and finite, found {temperature}")
+    # A temperature that is being learned has no value to check.
+    if not isinstance(temperature, Tracer):
+        temperature = float(temperature)
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise SettingError(f"loss.temperature must be positive and finite, found {temperature:g}")
+    dtype = jnp.promote_types(z.dtype, z_prime.dtype)
+    return unit_rows(jnp.asarray(z, dtype)), unit_rows(jnp.asarray(z_prime, dtype)), temperature

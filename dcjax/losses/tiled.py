@@ -73,7 +73,7 @@ def tiled_loss(
       u: `[n, d]`, unit rows of the first views.
       v: `[n, d]`, unit rows of the second views.
       temperature: divides the similarities.
-      block_size: rows and columns of a tile, at most those of a device; None for one that suits the device.
+      block_size: the most rows and columns of a tile; None for as many as suit the device.
       mesh: splits the rows; None for one device.
       axis: the mesh axis to split over.
 
@@ -88,10 +88,11 @@ def tiled_loss(
     if block_size < 1:
         raise SettingError(f"block_size must be at least 1, found {block_size}")
     rows = u.shape[0] if mesh is None or axis is None else u.shape[0] // mesh.shape[axis]
+    block = -(-rows // -(-rows // block_size))  # as many blocks, of equal size: less is filled up
     # Cosines lie in [-1, 1]: logits are within 2 / temperature of their bound. A traced temperature has no value to
     # tell.
     bounded = not isinstance(temperature, jax.Array) and 2 / temperature <= MAX_SPREAD
-    tiling = Tiling(min(block_size, rows), 1 / float(temperature) if bounded else None)
+    tiling = Tiling(block, 1 / float(temperature) if bounded else None)
     return _placed_loss(kind, tiling, mesh, axis, u, v, jnp.asarray(1 / temperature, u.dtype))
 
 

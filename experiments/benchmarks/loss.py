@@ -118,7 +118,7 @@ def _run(program: Any, views: list[jax.Array]) -> float:
     return float(jax.tree.leaves(jax.block_until_ready(program(*views)))[0])
 
 
-def _traffic(text: str) -> float:
+def _traffic(text: str, devices: int) -> float:
     """Bytes that the collectives of a compiled program receive; those of a loop once for every trip."""
     bodies: dict[str, list[str]] = {}
     name = ""
@@ -130,10 +130,11 @@ def _traffic(text: str) -> float:
     def received(name: str) -> float:
         total = 0.0
         for line in bodies.get(name, []):
-            if found := re.search(r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute)\(", line):
-                shares = (
-                    jax.device_count() if found[2] == "reduce-scatter" else 1
-                )  # its result is one share of what comes in
+            # An asynchronous one ends with `-done`, whose result is what came in.
+            pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute)(?:-done)?\("
+            if found := re.search(pattern, line):
+                # The result of a reduce-scatter is one share of what comes in.
+                shares = devices if found[2] == "reduce-scatter" else 1
                 for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", found[1]):
                     total += shares * BYTES[kind] * float(np.prod([int(d) for d in dims.split(",") if d] or [1]))
             trips = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
@@ -167,7 +168,7 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
         program = jax.jit(function).lower(*views).compile()
         runs[name] = functools.partial(_run, program, views)
         megabytes[name] = program.memory_analysis().temp_size_in_bytes / 1e6
-        traffic[name] = _traffic(program.as_text()) / 1e6
+        traffic[name] = _traffic(program.as_text(), devices) / 1e6
     if devices == 1 and args.torch and n <= TORCH_LIMIT:
         runs |= _torch_runs(z, z_prime, backward)
     values = {name: run() for name, run in runs.items()}

@@ -246,6 +246,16 @@ def test_65536_pairs_in_300_megabytes():
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_views_of_two_dtypes(x64, name):
+    z, z_prime = views(12, 4)
+    z_prime = np.float32(z_prime)
+    value, gradient = value_and_gradients(name, z, z_prime, temperature=0.1, block_size=5)
+    expected = value_and_gradients(name, z, np.float64(z_prime), temperature=0.1)
+    np.testing.assert_allclose(value, expected[0], rtol=1e-12)
+    np.testing.assert_allclose(gradient, expected[1], rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_bad_input(unchecked_shapes, name):
     z, z_prime = views(6, 3, dtype=np.float32)
     loss = functools.partial(LOSSES[name], z, z_prime, temperature=0.1)
@@ -260,7 +270,8 @@ def test_bad_input(unchecked_shapes, name):
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     with pytest.raises(ValueError, match=r"axis must name one of the mesh's axes \('a', 'b'\)"):
         loss(mesh=mesh)
-    with pytest.raises(ValueError, match="temperature must be positive"):
-        LOSSES[name](z, z_prime, temperature=0, block_size=2)
+    for temperature in (0, -0.1, math.inf, math.nan, jnp.float32(-0.1), np.float32(0)):
+        with pytest.raises(ValueError, match="temperature must be positive and finite, found"):
+            LOSSES[name](z, z_prime, temperature=temperature, block_size=2)
     with pytest.raises(ValueError, match=r"\(6, 3\) and \(5, 3\)"):
         LOSSES[name](z, z_prime[:5], temperature=0.1, block_size=2)

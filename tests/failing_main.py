@@ -1,0 +1,19 @@
+"""`dcjax.main`, in which the first process fails at its fifth step."""
+
+import jax
+
+from dcjax import cli, monitor
+from dcjax.main import main
+
+push = monitor.Monitor.push
+
+
+def fail(self, step, metrics):
+    push(self, step, metrics)
+    if step == 5 and jax.process_index() == 0:
+        raise OSError("the disk has gone")
+
+
+if __name__ == "__main__":
+    monitor.Monitor.push = fail
+    cli.run(main)
