@@ -5,7 +5,7 @@
 
 NT-Xent of n pairs in float32, forward and forward with backward. On one device `tiled` is this package's loss by tiles,
 `plain` the same with all logits at once, `chunked` plain row chunks with `jax.checkpoint`, `optax` is
-`optax.losses.ntxent` (up to 1,024 pairs: it forms all pairs of rows), `torch` the plain formula in PyTorch, `lightly`
+`optax.losses.ntxent` (where all its pairs of rows fit), `torch` the plain formula in PyTorch, `lightly`
 its `NTXentLoss` where lightly is installed (both up to 8,192 pairs, for their memory). On several devices `tiled`
 passes the rows around half a ring and `gathered` gathers them all and holds a row share of the logits. All peers must
 find the same value. They are warmed up, then interleaved; the best round counts. One JSON line per case and peer;
@@ -31,7 +31,7 @@ from dcjax.losses import nt_xent, unit_rows
 
 TEMPERATURE = 0.1
 CHUNK = 512
-OPTAX_LIMIT = 1024
+OPTAX_BYTES = 8e9
 TORCH_LIMIT = 8192
 BYTES = {"f32": 4, "s32": 4, "bf16": 2, "pred": 1}
 
@@ -158,7 +158,7 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
         losses = {"tiled": functools.partial(tiled, mesh=mesh), "gathered": functools.partial(_gathered, mesh)}
     else:
         losses = {"tiled": tiled, "plain": functools.partial(nt_xent, temperature=TEMPERATURE), "chunked": _chunked}
-        if n <= OPTAX_LIMIT:
+        if 4 * (2 * n) ** 2 * d <= OPTAX_BYTES:  # all pairs of rows, of which it holds three
             losses["optax"] = _optax
     runs: dict[str, Callable[[], Any]] = {}
     megabytes, traffic = {}, {}
