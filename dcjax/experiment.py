@@ -23,7 +23,7 @@ from dcjax.errors import SettingError, unknown_name
 from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
 from dcjax.losses import LOSSES
 from dcjax.mesh import make_mesh
-from dcjax.models import Network, make_encoder, make_projector
+from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
 from dcjax.streams import Stream, host_seed
 
 PREFETCH = 2  # batches that the host reads ahead
@@ -137,6 +137,11 @@ def build(config: Config) -> Experiment:
         return Network(encoder, make_projector(width=encoder.features, dtype=dtype, **config.projector), classes)
 
     width = network(dtype, 0).encoder.features
+    least = SMALLEST_IMAGE[model.stem]
+    if config.data.image_size < least:
+        raise SettingError(
+            f"data.image_size must be at least {least} for model.stem '{model.stem}', found {config.data.image_size}"
+        )
     augmentation = Augmentation(**config.augment)
 
     data = config.data

@@ -61,7 +61,7 @@ def test_help(tmp_path, module):
         ({"model__width": 0.01}, "model.width.*0.01"),
         ({"model__dtype": "float16"}, "model.dtype 'float16' is not known"),
         ({"loss__name": "infonce"}, r"loss.name 'infonce' is not known \(did you mean 'info_nce'\?\)"),
-        ({"loss__temperature": 0.0}, "loss.temperature must be positive, found 0.0"),
+        ({"loss__temperature": 0.0}, "loss.temperature must be positive and finite, found 0.0"),
         ({"loss__block_size": "0"}, "loss.block_size must be auto, none or a whole number of at least 1, found 0"),
         (
             {"loss__block_size": "many"},
@@ -80,6 +80,9 @@ def test_help(tmp_path, module):
         ({"augment__flip": 1.5}, "augment.flip.*1.5"),
         ({"data__stored_size": 9}, "data.stored_size.*9"),
         ({"data__image_size": 0}, "data.image_size must be at least 1, found 0"),
+        ({"data__image_size": 7}, "data.image_size must be at least 8 for model.stem 'small', found 7"),
+        ({"model__stem": "imagenet"}, "data.image_size must be at least 32 for model.stem 'imagenet', found 8"),
+        ({"data__max_damaged": 1.0}, "data.max_damaged must be a share from 0 to below 1, found 1.0"),
         ({"data__threads": -1}, "data.threads must be at least 0, found -1"),
         ({"probe__batch_size": 0}, "probe.batch_size must be at least 1, found 0"),
     ],

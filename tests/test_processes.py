@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -88,8 +89,11 @@ def test_two_processes_train_and_probe_like_one(tmp_path):
         *(run_processes(tmp_path / str(count), config, processes=count) for count in (1, 2)), strict=True
     )
     np.testing.assert_allclose(*losses, atol=1e-5)
-    rows = [[line for line in table.splitlines() if line.startswith("r ")] for table in tables]
-    assert rows[0] == rows[1] != []
+    scores = [
+        [float(word) for word in re.findall(r"^r  .*", table, re.M)[0].split()[1:] if word != "±"] for table in tables
+    ]
+    assert len(scores[0]) == 6
+    np.testing.assert_allclose(*scores, atol=1.0)  # per cent: of 360 images some lie on the border
 
 
 @pytest.mark.slow

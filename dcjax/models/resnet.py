@@ -19,6 +19,9 @@ from dcjax.errors import SettingError
 from dcjax.models.conv import Conv
 
 STEMS = ("imagenet", "small")
+
+# Side of the image that leaves the last stage one pixel: each stem and stage halves it so often.
+SMALLEST_IMAGE = {"imagenet": 32, "small": 8}
 BASE_CHANNELS = 64
 BN_MOMENTUM = 0.9  # weight of the old value in a running average; PyTorch calls the other weight momentum, 0.1
 
