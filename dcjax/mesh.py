@@ -1,5 +1,7 @@
 """The device mesh and the two shardings of the package: batches split over it, everything else on every device."""
 
+import os
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -7,6 +9,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dcjax.errors import SettingError
 
 BATCH_AXIS = "data"
+
+# Off: by XLA's default schedule of a CPU program (jaxlib 0.10 and 0.11) every device starts independent collectives,
+# such as those of the two views, in an order of its own. On few cores the devices of a process then wait for each other
+# without end, and several processes end with a mismatch. It is read before the first device is used, from the
+# environment alone.
+CONCURRENT_SCHEDULE = "xla_cpu_enable_concurrency_optimized_scheduler"
 
 
 def start_processes(
@@ -24,6 +32,7 @@ def start_processes(
       ValueError: no cluster that JAX detects. Where process 0 does not answer, JAX itself ends this process after five
         minutes.
     """
+    _order_cpu_collectives()
     try:
         jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
     except (RuntimeError, ValueError) as error:
@@ -49,6 +58,9 @@ def make_mesh(devices: int = 0) -> Mesh:
     Raises:
       ValueError: fewer devices than asked for, or a part of the devices asked for with several processes.
     """
+    virtual = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if virtual or getattr(jax.config, "jax_num_cpu_devices", 0) > 1:
+        _order_cpu_collectives()
     available = jax.devices()
     if devices < 0 or devices > len(available):
         raise SettingError(f"devices must be from 1 to the {len(available)} present, or 0 for all, found {devices}")
@@ -56,6 +68,13 @@ def make_mesh(devices: int = 0) -> Mesh:
         raise SettingError(f"devices must be 0 (all) with {jax.process_count()} processes, found {devices}")
     count = devices or len(available)
     return jax.make_mesh((count,), (BATCH_AXIS,), devices=available[:count], axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def _order_cpu_collectives() -> None:
+    flags = os.environ.get("XLA_FLAGS", "")
+    # A later version may not know the flag, and an unknown one ends the process.
+    if CONCURRENT_SCHEDULE not in flags and jax.__version_info__ < (0, 12):
+        os.environ["XLA_FLAGS"] = f"{flags} --{CONCURRENT_SCHEDULE}=false".strip()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -2,11 +2,16 @@
 
 import os
 import tempfile
+from importlib.metadata import version
 
 PLATFORM = os.environ.get("DCJAX_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = {"gpu": "cuda,cpu"}.get(PLATFORM, PLATFORM)
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+if version("jax").startswith(
+    ("0.10.", "0.11.")
+):  # as dcjax.mesh does for a run: here other code uses the devices first
+    os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "dcjax-test-compile-cache"))
 os.environ.setdefault("MPLBACKEND", "Agg")
 

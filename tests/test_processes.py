@@ -97,6 +97,16 @@ def test_two_processes_train_and_probe_like_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_collectives_of_a_larger_network_keep_their_order(tmp_path, processes):
+    """By XLA's default schedule this network's devices wait for each other in different collectives."""
+    settings = {"devices": 0, "total_steps": 3, "batch_size": 128, "data__image_size": 16}
+    config = tiny_config(**settings, model__width=0.25, projector__d0=24)
+    _, losses = run_processes(tmp_path, config, processes=processes, devices=4 // processes)
+    assert len(losses) == 3
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_processes(tmp_path):
     """8 steps on 2 x 2 devices; from the checkpoint of step 5 on also on 1 x 4 and on 4 x 1: the same losses."""
     settings = {"total_steps": 8, "checkpoint_every_steps": 5, "loss__block_size": "8"}
