@@ -73,6 +73,7 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
             augmentation=experiment.augmentation,
             image_size=config.data.image_size,
             seed=config.seed,
+            mesh=mesh,
         ),
         donate_argnums=0,
         in_shardings=(replicated(mesh), batch_sharding(mesh)),
@@ -171,6 +172,7 @@ def make_train_step(
     augmentation: Augmentation,
     image_size: int,
     seed: int,
+    mesh: Mesh,
 ) -> TrainStep:
     """The pure step of a global batch: augment, encode each view, project, contrast, update.
 
@@ -180,7 +182,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = device_key(seed, Stream.AUGMENTATION)
-        x, x_prime = two_views(batch["image"], key, batch["position"], size=image_size, settings=augmentation)
+        images, positions = batch["image"], batch["position"]
+        x, x_prime = two_views(images, key, positions, size=image_size, settings=augmentation, mesh=mesh)
 
         def objective(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
             def apply(images: jax.Array, batch_stats: Any) -> tuple[Any, Any]:

@@ -239,6 +239,7 @@ def make_represent(experiment: Experiment, variables: Any) -> Callable[[dict[str
             size=config.data.image_size,
             settings=experiment.augmentation,
             cropped=config.data.stored_size == 0,
+            mesh=mesh,
         )
         out: Any = experiment.frozen_network.apply(variables, images, train=False)
         return out[0], batch["label"]

@@ -7,11 +7,12 @@ functions are meant to be called under `jax.jit`, with `size` and `settings` sta
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
 
 from dcjax.data import image_ops
@@ -117,6 +118,7 @@ def two_views(
     *,
     size: int,
     settings: Augmentation,
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "n size size 3"], Float[Array, "n size size 3"]]:
     """Two augmented, normalised views of every image.
 
@@ -127,6 +129,8 @@ def two_views(
       positions: `[n]`, each example's position in the global stream.
       size: side of the views in pixels.
       settings: the augmentation.
+      mesh: the mesh over whose axis the images are sharded, if they are. The result is the same without it; devices
+        of a CPU then wait for each other.
 
     Returns:
       `(x, x_prime)`, each `[n, size, size, 3]` float32. Crop, flip, colour jitter, grayscale, blur, solarize and
@@ -145,7 +149,7 @@ def two_views(
         right = f"at most {(size - 1) // 3}: the blur reaches {radius} pixels, and that must stay below the size {size}"
         raise SettingError(f"augment.blur_sigma: found {settings.blur_sigma}, expected {right}")
     x, x_prime = (
-        _views(images[:, view] if cropped else images, seed_key, positions, view, size, settings, cropped, colour=True)
+        _views(images[:, view] if cropped else images, seed_key, positions, view, size, settings, cropped, True, mesh)
         for view in (0, 1)
     )
     return x, x_prime
@@ -159,6 +163,7 @@ def one_view(
     size: int,
     settings: Augmentation,
     cropped: bool,
+    mesh: Mesh | None = None,
 ) -> Float[Array, "n size size 3"]:
     """One view for the linear probe: random resized crop, flip and normalisation, without any change of colour.
 
@@ -169,6 +174,7 @@ def one_view(
       size: side of the view in pixels.
       settings: the augmentation; only crop, flip, mean and std are used.
       cropped: whether the host has cropped already.
+      mesh: as in `two_views`.
 
     Returns:
       `[n, size, size, 3]` float32.
@@ -177,7 +183,7 @@ def one_view(
       ValueError: images of another dtype or shape.
     """
     _check(images, positions, size if cropped else None)
-    return _views(images, seed_key, positions, 0, size, settings, cropped, colour=False)
+    return _views(images, seed_key, positions, 0, size, settings, cropped, False, mesh)
 
 
 def normalize(
@@ -197,12 +203,14 @@ def normalize(
       ValueError: images of another dtype or shape.
     """
     _check(images, None, None)
-    height, width = images.shape[1:3]
-    x = images.astype(jnp.float32) / 255
-    if (height, width) != (size, size):
-        box = jnp.asarray((0, 0, height, width), jnp.int32)
-        x = jax.vmap(lambda image: image_ops.resized_crop(image, box, size=size))(x)
-    return jax.vmap(lambda image: _standardize(image, mean, std))(x)
+
+    def one(image: Array) -> Array:
+        x = _planar(image)
+        if x.shape[1:] != (size, size):
+            x = image_ops.resized_crop(x, jnp.asarray((0, 0, *x.shape[1:]), jnp.int32), size=size)
+        return _standardize(x, mean, std)
+
+    return jax.vmap(one)(images)
 
 
 def view_draws(seed_key: PRNGKeyArray, position: Int[Array, ""] | int, view: int) -> Float[Array, "draws"]:
@@ -216,40 +224,59 @@ def view_draws(seed_key: PRNGKeyArray, position: Int[Array, ""] | int, view: int
     return jax.random.uniform(key, (DRAWS,), jnp.float32)
 
 
-def _views(images, seed_key, positions, view, size, settings: Augmentation, cropped, colour):
-    def one(image: Array, position: Array) -> Array:
-        u = view_draws(seed_key, position, view)
-        x = image.astype(jnp.float32) / 255
+def _views(images, seed_key, positions, view, size, settings: Augmentation, cropped, colour, mesh: Mesh | None):
+    draws = jax.vmap(lambda position: view_draws(seed_key, position, view))(positions)
+
+    def one(image: Array, u: Array) -> Array:
+        x = _planar(image)
         if not cropped:
-            height, width = image.shape[:2]
             scale, ratio = settings.crop_scale, settings.crop_ratio
-            box = image_ops.crop_box(u[CROP], height=height, width=width, scale=scale, ratio=ratio)
+            box = image_ops.crop_box(u[CROP], height=x.shape[1], width=x.shape[2], scale=scale, ratio=ratio)
             x = image_ops.resized_crop(x, box, size=size)
-        if settings.flip > 0:
-            x = jnp.where(u[FLIP] < settings.flip, image_ops.flip(x), x)
+        x = _sometimes(u[FLIP], settings.flip, image_ops.flip, x)
         if colour:
             x = _recolour(x, u, view, settings)
         return _standardize(x, settings.mean, settings.std)
 
-    return jax.vmap(one)(images, positions)
+    # One image after another stays in a CPU's cache, and only what its draws ask for is computed: a tenth of the time
+    # of whole batches. An accelerator wants the batch.
+    def in_turn(images: Array, draws: Array) -> Array:
+        return jax.lax.map(lambda row: one(*row), (images, draws))
+
+    if mesh is not None and mesh.size > 1:
+        rows = PartitionSpec(mesh.axis_names)
+        in_turn = jax.shard_map(in_turn, mesh=mesh, in_specs=(rows, rows), out_specs=rows)
+    return jax.lax.platform_dependent(images, draws, cpu=in_turn, default=jax.vmap(one))
+
+
+def _planar(image: Array) -> Array:
+    """uint8 `[h, w, 3]` to float32 `[3, h, w]` in [0, 1]."""
+    return jnp.moveaxis(image, -1, 0).astype(jnp.float32) / 255
+
+
+def _sometimes(u: Array, probability: float, operation: Callable[[Array], Array], x: Array) -> Array:
+    if probability <= 0:
+        return x
+    if probability >= 1:
+        return operation(x)
+    return jax.lax.cond(u < probability, operation, lambda x: x, x)
 
 
 def _recolour(x: Array, u: Array, view: int, settings: Augmentation) -> Array:
     s = settings
-    if s.jitter > 0 and max(s.brightness, s.contrast, s.saturation, s.hue) > 0:
-        jittered = image_ops.color_jitter(
-            x, u[JITTER_DRAWS], brightness=s.brightness, contrast=s.contrast, saturation=s.saturation, hue=s.hue
-        )
-        x = jnp.where(u[JITTER] < s.jitter, jittered, x)
-    if s.grayscale > 0:
-        x = jnp.where(u[GRAYSCALE] < s.grayscale, image_ops.grayscale(x), x)
-    if s.blur[view] > 0:
+    strengths = dict(brightness=s.brightness, contrast=s.contrast, saturation=s.saturation, hue=s.hue)
+
+    def jitter(x: Array) -> Array:
+        return image_ops.color_jitter(x, u[JITTER_DRAWS], **strengths)
+
+    def blur(x: Array) -> Array:
         low, high = s.blur_sigma
-        blurred = image_ops.gaussian_blur(x, low + (high - low) * u[SIGMA], radius=_radius(settings))
-        x = jnp.where(u[BLUR] < s.blur[view], blurred, x)
-    if s.solarize[view] > 0:
-        x = jnp.where(u[SOLARIZE] < s.solarize[view], image_ops.solarize(x), x)
-    return x
+        return image_ops.gaussian_blur(x, low + (high - low) * u[SIGMA], radius=_radius(s))
+
+    x = _sometimes(u[JITTER], s.jitter if max(strengths.values()) > 0 else 0.0, jitter, x)
+    x = _sometimes(u[GRAYSCALE], s.grayscale, image_ops.grayscale, x)
+    x = _sometimes(u[BLUR], s.blur[view], blur, x)
+    return _sometimes(u[SOLARIZE], s.solarize[view], image_ops.solarize, x)
 
 
 def _radius(settings: Augmentation) -> int:
@@ -259,8 +286,9 @@ def _radius(settings: Augmentation) -> int:
 
 
 def _standardize(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
-    centre = jnp.asarray(mean, jnp.float32).reshape(1, 1, 3)
-    return (image - centre) / jnp.asarray(std, jnp.float32).reshape(1, 1, 3)
+    """`[3, h, w]` to `[h, w, 3]`."""
+    centre, spread = (jnp.asarray(values, jnp.float32).reshape(3, 1, 1) for values in (mean, std))
+    return jnp.moveaxis((image - centre) / spread, 0, -1)
 
 
 def _check(images: Array, positions: Array | None, size: int | None, views: int | None = None) -> None:

@@ -26,7 +26,7 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     """
     # The orientation that a camera noted is ignored, as PIL and with it torchvision's image folders do: the published
     # numbers are of the images as they are stored.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     except cv2.error:
@@ -35,7 +35,7 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
         raise DamagedImageError(f"{name}: not an image that can be decoded ({len(data)} bytes), expected a JPEG or PNG")
     if cut_short(data):
         raise DamagedImageError(f"{name}: an image of which the end is missing ({len(data)} bytes)")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
 def cut_short(data: bytes) -> bool:
@@ -45,7 +45,7 @@ def cut_short(data: bytes) -> bool:
     last scan starts after the last end is not whole. (A thumbnail inside has its own end, but comes before the scan.)
     """
     if data.startswith(b"\xff\xd8"):
-        return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+        return data.find(b"\xff\xda", max(data.rfind(b"\xff\xd9"), 0)) >= 0
     return data.startswith(b"\x89PNG") and b"IEND" not in data[-1024:]
 
 
@@ -153,8 +153,14 @@ def _crop(
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    # OpenCV's bicubic kernel does not widen when it shrinks, so it would alias; averaging over each pixel's area does
-    # not. Averaging cannot enlarge, so a box that shrinks along one side only stays bicubic: its aspect ratio keeps
-    # that shrinking small.
-    shrinks = image.shape[0] >= height and image.shape[1] >= width
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+    """Close to PIL's antialiased bicubic resize, at the speed of OpenCV's, which aliases when it shrinks."""
+    scales = image.shape[0] / height, image.shape[1] / width
+    if min(scales) > 1 and max(scales) > 7 / 3:
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    if max(scales) > 1:
+        # PIL widens its kernel by the scale. A low pass of three taps before a kernel of fixed width comes nearest to
+        # that with outer taps of (scale - 1) / 4: on photographs nearer than averaging areas, in half of its time.
+        outer = [min(max((scale - 1) / 4, 0), 1 / 3) for scale in scales]
+        rows, columns = (np.array([k, 1 - 2 * k, k], np.float32) for k in outer)
+        image = cv2.sepFilter2D(image, -1, columns, rows, borderType=cv2.BORDER_REPLICATE)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -1,11 +1,16 @@
-"""Operations on one float image `[h, w, 3]` with colours in [0, 1], pure JAX; `dcjax.data.augment` composes them.
+"""Operations on one float image with colours in [0, 1], pure JAX; `dcjax.data.augment` composes them.
+
+Images are planar, `[3, h, w]`: rows of one colour lie together in memory, so XLA computes them as vectors. Stored with
+the colours last they take ten times as long on CPU.
 
 The formulas are torchvision's, the resampler's are PIL's: a recipe means what it means there. Nothing is rounded back
 to 8 bits between two operations: that rounding belongs to an image library's storage and would only quantise the
 views.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 ATTEMPTS = 10
 
-Image = Float[Array, "h w 3"]
+Image = Float[Array, "3 h w"]
 Scalar = Float[Array, ""] | float
 
 
@@ -21,8 +26,8 @@ Scalar = Float[Array, ""] | float
 
 
 def flip(image: Image) -> Image:
-    """Mirror image, left to right; `[h, w, 3]` to `[h, w, 3]`."""
-    return image[:, ::-1]
+    """Mirror image, left to right; `[3, h, w]` to `[3, h, w]`."""
+    return image[:, :, ::-1]
 
 
 def crop_box(
@@ -64,20 +69,24 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Array:
     return jnp.asarray(((height - h) // 2, (width - w) // 2, h, w), jnp.int32)
 
 
-def resized_crop(image: Image, box: Int[Array, "4"], *, size: int) -> Float[Array, "size size 3"]:
-    """The box of the image, resized to `[size, size, 3]` by antialiased bicubic interpolation and clipped to [0, 1].
+def resized_crop(image: Image, box: Int[Array, "4"], *, size: int) -> Float[Array, "3 size size"]:
+    """The box of the image, resized to `[3, size, size]` by antialiased bicubic interpolation and clipped to [0, 1].
 
     Args:
-      image: `[h, w, 3]` in [0, 1].
+      image: `[3, h, w]` in [0, 1].
       box: `(top, left, h, w)` in pixels.
       size: side of the result.
 
     Source: Keys (1981) with a = -0.5, the kernel of PIL's and torchvision's bicubic resize of the cropped image.
     """
     top, left, h, w = box
-    rows = _bicubic(top, h, image.shape[0], size)
-    columns = _bicubic(left, w, image.shape[1], size)
-    return jnp.clip(_separable(rows, columns, image), 0.0, 1.0)  # bicubic overshoots at edges
+    rows = _bicubic(top, h, image.shape[1], size)
+    columns = _bicubic(left, w, image.shape[2], size)
+    # The default precision of a matrix product is TF32 on GPU and bfloat16 on TPU, which is coarser than 8-bit pixels.
+    precision = jax.lax.Precision.HIGHEST
+    image = jnp.einsum("oh,chw->cow", rows, image, precision=precision)
+    image = jnp.einsum("cow,pw->cop", image, columns, precision=precision)
+    return jnp.clip(image, 0.0, 1.0)  # bicubic overshoots at edges
 
 
 def _bicubic(start: Array, extent: Array, inputs: int, outputs: int) -> Array:
@@ -95,18 +104,11 @@ def _bicubic(start: Array, extent: Array, inputs: int, outputs: int) -> Array:
     return kernel / jnp.sum(kernel, axis=1, keepdims=True)
 
 
-def _separable(rows: Array, columns: Array, image: Array) -> Array:
-    # The default precision of a matrix product is TF32 on GPU and bfloat16 on TPU, which is coarser than 8-bit pixels.
-    precision = jax.lax.Precision.HIGHEST
-    image = jnp.einsum("oh,hwc->owc", rows, image, precision=precision)
-    return jnp.einsum("pw,owc->opc", columns, image, precision=precision)
-
-
 def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
     """Gaussian blur with `2 * radius + 1` normalised taps and reflected borders (the edge pixel is not repeated).
 
     Args:
-      image: `[h, w, 3]`.
+      image: `[3, h, w]`.
       sigma: standard deviation in pixels.
       radius: taps on either side; static, and below both sides of the image.
 
@@ -115,51 +117,48 @@ def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
 
     Source: torchvision's `gaussian_blur`.
     """
-    height, width = image.shape[:2]
+    height, width = image.shape[1:]
     if radius >= min(height, width):
         raise ValueError(f"image: found {height} x {width}, expected more than {radius} pixels a side to blur it")
-    return _separable(_gaussian(sigma, radius, height), _gaussian(sigma, radius, width), image)
+    taps = jnp.exp(-0.5 * (jnp.arange(-radius, radius + 1, dtype=jnp.float32) / sigma) ** 2)
+    taps /= jnp.sum(taps)
+    return _convolve(_convolve(image, taps, axis=1), taps, axis=2)
 
 
-def _gaussian(sigma: Scalar, radius: int, size: int) -> Array:
-    """Weights `[size, size]` of one axis, reflected borders included."""
-    # As a matrix product the blur runs at the device's full rate, and XLA keeps it apart from what comes before: a sum
-    # of shifted images gets fused with the colour operations and repeats them for every tap.
-    pixels = jnp.arange(size, dtype=jnp.int32)
-    outputs, inputs = pixels[:, None], pixels[None, :]
-
-    def taps(distance: Array) -> Array:
-        weights = jnp.exp(-0.5 * (distance.astype(jnp.float32) / sigma) ** 2)
-        return jnp.where(jnp.abs(distance) <= radius, weights, 0.0)
-
-    # Pixel i also stands at -i and at 2 (size - 1) - i, except that an edge pixel is its own mirror image there.
-    kernel = taps(inputs - outputs)
-    kernel += jnp.where(inputs > 0, taps(inputs + outputs), 0.0)
-    kernel += jnp.where(inputs < size - 1, taps(2 * (size - 1) - inputs - outputs), 0.0)
-    return kernel / jnp.sum(kernel, axis=1, keepdims=True)
+def _convolve(image: Array, taps: Array, *, axis: int) -> Array:
+    radius, size = len(taps) // 2, image.shape[axis]
+    padding = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
+    # Without the barrier XLA merges what comes before into the sum and computes it anew for every tap.
+    padded = jax.lax.optimization_barrier(jnp.pad(image, padding, mode="reflect"))
+    total = taps[0] * jax.lax.slice_in_dim(padded, 0, size, axis=axis)
+    for k in range(1, len(taps)):
+        total += taps[k] * jax.lax.slice_in_dim(padded, k, k + size, axis=axis)
+    return total
 
 
 # Colour of one image.
 
 
-def luminance(image: Image) -> Float[Array, "h w 1"]:
-    """Grey value of every pixel, `[h, w, 1]`; the weights are those of ITU-R BT.601, as torchvision rounds them."""
-    return 0.2989 * image[:, :, 0:1] + 0.587 * image[:, :, 1:2] + 0.114 * image[:, :, 2:3]
+def luminance(image: Image) -> Float[Array, "1 h w"]:
+    """Grey value of every pixel, `[1, h, w]`; the weights are those of ITU-R BT.601, as torchvision rounds them."""
+    return 0.2989 * image[0:1] + 0.587 * image[1:2] + 0.114 * image[2:3]
 
 
 def grayscale(image: Image) -> Image:
-    """The grey image, `[h, w, 3]` with three equal channels."""
+    """The grey image, `[3, h, w]` with three equal channels."""
     return jnp.broadcast_to(luminance(image), image.shape)
 
 
 def adjust_brightness(image: Image, factor: Scalar) -> Image:
     """Every colour times `factor`, clipped to [0, 1]. Source: torchvision's `adjust_brightness`."""
-    return _blend(image, jnp.zeros_like(image), factor)
+    return jnp.clip(factor * image, 0.0, 1.0)
 
 
 def adjust_contrast(image: Image, factor: Scalar) -> Image:
     """Distance to the image's mean grey value times `factor`, clipped. Source: torchvision's `adjust_contrast`."""
-    return _blend(image, jnp.mean(luminance(image), keepdims=True), factor)
+    # Rows first: XLA adds up a row of sums as a vector, and a whole image number by number.
+    total = jnp.sum(jnp.sum(luminance(image), axis=1))
+    return _blend(image, total / (image.shape[1] * image.shape[2]), factor)
 
 
 def adjust_saturation(image: Image, factor: Scalar) -> Image:
@@ -178,7 +177,7 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
     channel is a piecewise linear function of the hue between the smallest and the largest one. Equal to torchvision's
     `adjust_hue`.
     """
-    r, g, b = image[:, :, 0], image[:, :, 1], image[:, :, 2]
+    r, g, b = image
     value = jnp.maximum(jnp.maximum(r, g), b)
     chroma = value - jnp.minimum(jnp.minimum(r, g), b)
     inverse = 1.0 / jnp.maximum(chroma, 1e-6)  # below that the pixel is grey, whatever its hue
@@ -194,7 +193,7 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
         k = k - 6.0 * jnp.floor(k / 6.0)
         return value - chroma * jnp.clip(jnp.minimum(k, 4.0 - k), 0.0, 1.0)
 
-    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)
+    return jnp.stack([channel(5.0), channel(3.0), channel(1.0)])
 
 
 def color_jitter(
@@ -203,41 +202,28 @@ def color_jitter(
     """Brightness, contrast, saturation and hue, each by a random amount, in a uniformly random order.
 
     Args:
-      image: `[h, w, 3]` in [0, 1].
+      image: `[3, h, w]` in [0, 1].
       u: `[8]` uniform numbers: four amounts, then four whose order is the order of the operations.
       brightness, contrast, saturation: static strength `b`; the factor is U[max(0, 1 - b), 1 + b]; 0 leaves it out.
       hue: static strength `h`; the shift is U[-h, h] turns; 0 leaves it out.
 
     Source: torchvision's `ColorJitter`.
     """
-    shift = hue * (2 * u[3] - 1)
-    strengths = (brightness, contrast, saturation)
-    active = [op for op in range(3) if strengths[op] > 0]
-    if not active:
-        return adjust_hue(image, shift) if hue > 0 else image
-    # Under `vmap` a branch costs all its sides, and four places times four operations would be sixteen passes.
-    # Brightness, contrast and saturation differ only in what the image is blended with, so one blend serves all
-    # three; a factor of 1 leaves the image as it is. Hue, the dear one, is computed once, between the blends due
-    # before it and those due after.
-    times = u[jnp.asarray([4 + op for op in active])]
-    order = jnp.argsort(times)
-    ops = jnp.asarray(active)[order]
-    factors = jnp.stack([_factor(strengths[op], u[op]) for op in active])[order]
-
-    def blends(image: Array, factors: Array) -> Array:
-        for place in range(len(active)):
-            grey = luminance(image)
-            other = jnp.where(ops[place] == 2, grey, 0.0)
-            if contrast > 0:
-                other = jnp.where(ops[place] == 1, jnp.mean(grey, keepdims=True), other)
-            image = _blend(image, other, factors[place])
+    operations: list[Callable[[Array], Array]] = []
+    times = []
+    blends = ((brightness, adjust_brightness), (contrast, adjust_contrast), (saturation, adjust_saturation))
+    for i, (strength, blend) in enumerate(blends):
+        if strength > 0:
+            operations.append(functools.partial(blend, factor=_factor(strength, u[i])))
+            times.append(u[4 + i])
+    if hue > 0:
+        operations.append(functools.partial(adjust_hue, shift=hue * (2 * u[3] - 1)))
+        times.append(u[7])
+    if not operations:
         return image
-
-    if hue == 0:
-        return blends(image, factors)
-    early = times[order] < u[7]
-    image = adjust_hue(blends(image, jnp.where(early, factors, 1.0)), shift)
-    return blends(image, jnp.where(early, 1.0, factors))
+    order = jnp.argsort(jnp.stack(times))
+    # One operation a turn. Where `vmap` makes the switch compute them all and select, that is still one pass a turn.
+    return jax.lax.fori_loop(0, len(operations), lambda i, x: jax.lax.switch(order[i], operations, x), image)
 
 
 def _factor(strength: float, u: Array) -> Array:

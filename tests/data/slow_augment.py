@@ -40,6 +40,16 @@ def check(found: jax.Array, expected: np.ndarray, tolerance: float = 1e-5) -> No
     np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=0, atol=tolerance)
 
 
+def planar(image: np.ndarray) -> jax.Array:
+    """`[..., h, w, 3]` to float32 `[..., 3, h, w]`, as `dcjax.data.image_ops` has its images."""
+    return jnp.asarray(np.moveaxis(image, -1, -3), jnp.float32)
+
+
+def check_planar(found: jax.Array, expected: np.ndarray, tolerance: float = 1e-5) -> None:
+    """An image of `dcjax.data.image_ops` against `[..., h, w, 3]`."""
+    check(jnp.moveaxis(found, -3, -1), expected, tolerance)
+
+
 def slow_weights(start: int, extent: int, inputs: int, outputs: int) -> np.ndarray:
     def keys(x: float) -> float:
         x = abs(x)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from slow_augment import check, noise, photo, slow_blur, slow_grey, slow_jitter, slow_op, slow_resize
+from slow_augment import check_planar, noise, photo, planar, slow_blur, slow_grey, slow_jitter, slow_op, slow_resize
 
 from dcjax.data import image_ops
 
@@ -20,44 +20,44 @@ pytestmark = pytest.mark.usefixtures("strict_dtypes")
 @pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.4])
 def test_blends(factor):
     image = photo(14, 18)
-    x, f = jnp.asarray(image, jnp.float32), jnp.float32(factor)
-    check(image_ops.adjust_brightness(x, f), slow_op(image, 0, factor))
-    check(image_ops.adjust_contrast(x, f), slow_op(image, 1, factor))
-    check(image_ops.adjust_saturation(x, f), slow_op(image, 2, factor))
+    x, f = planar(image), jnp.float32(factor)
+    check_planar(image_ops.adjust_brightness(x, f), slow_op(image, 0, factor))
+    check_planar(image_ops.adjust_contrast(x, f), slow_op(image, 1, factor))
+    check_planar(image_ops.adjust_saturation(x, f), slow_op(image, 2, factor))
 
 
 @pytest.mark.parametrize("shift", [-0.5, -0.1, 0.0, 0.07, 0.5])
 def test_hue(shift):
     image = photo(14, 18)
-    turned = jax.jit(image_ops.adjust_hue)(jnp.asarray(image, jnp.float32), jnp.float32(shift))
-    check(turned, slow_op(image, 3, shift))
+    turned = jax.jit(image_ops.adjust_hue)(planar(image), jnp.float32(shift))
+    check_planar(turned, slow_op(image, 3, shift))
     if shift == 0:
-        check(turned, image)
+        check_planar(turned, image)
 
 
 def test_hue_of_a_third_turn_permutes_the_primaries():
-    red = jnp.zeros((1, 1, 3), jnp.float32).at[..., 0].set(1.0)
-    check(image_ops.adjust_hue(red, 1 / 3), np.array([[[0.0, 1.0, 0.0]]]))
+    red = planar(np.array([[[1.0, 0.0, 0.0]]]))
+    check_planar(image_ops.adjust_hue(red, 1 / 3), np.array([[[0.0, 1.0, 0.0]]]))
 
 
 def test_grayscale_solarize_flip():
     image = photo(14, 18)
-    x = jnp.asarray(image, jnp.float32)
+    x = planar(image)
     grey = image_ops.grayscale(x)
-    check(grey, slow_grey(image))
-    assert bool(jnp.all(grey == grey[..., :1]))
-    check(image_ops.solarize(x), np.where(image >= 0.5, 1 - image, image))
-    assert float(image_ops.solarize(jnp.full((1, 1, 3), 0.5))[0, 0, 0]) == 0.5
-    check(image_ops.flip(x), image[:, ::-1])
+    check_planar(grey, slow_grey(image))
+    assert bool(jnp.all(grey == grey[:1]))
+    check_planar(image_ops.solarize(x), np.where(image >= 0.5, 1 - image, image))
+    assert float(image_ops.solarize(jnp.full((3, 1, 1), 0.5))[0, 0, 0]) == 0.5
+    check_planar(image_ops.flip(x), image[:, ::-1])
 
 
 @pytest.mark.parametrize(("sigma", "radius"), [(0.1, 6), (1.3, 6), (2.0, 6), (2.0, 13)])
 def test_blur(sigma, radius):
     image = photo(14, 18)
     blurred = jax.jit(image_ops.gaussian_blur, static_argnames="radius")
-    check(blurred(jnp.asarray(image, jnp.float32), jnp.float32(sigma), radius=radius), slow_blur(image, sigma, radius))
+    check_planar(blurred(planar(image), jnp.float32(sigma), radius=radius), slow_blur(image, sigma, radius))
     with pytest.raises(ValueError, match="found 14 x 18"):
-        image_ops.gaussian_blur(jnp.asarray(image, jnp.float32), sigma, radius=14)
+        image_ops.gaussian_blur(planar(image), sigma, radius=14)
 
 
 def test_jitter_applies_its_operations_in_every_order():
@@ -67,9 +67,9 @@ def test_jitter_applies_its_operations_in_every_order():
     u[:, 4:] = [[0.1 + 0.2 * p for p in order] for order in itertools.permutations(range(4))]
     strengths = (0.4, 0.4, 0.2, 0.1)
     jitter = functools.partial(image_ops.color_jitter, brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
-    found = jax.jit(jax.vmap(jitter, in_axes=(None, 0)))(jnp.asarray(image, jnp.float32), u)
+    found = jax.jit(jax.vmap(jitter, in_axes=(None, 0)))(planar(image), u)
     expected = np.stack([slow_jitter(image, row.astype(np.float64), strengths) for row in u])
-    check(found, expected)
+    check_planar(found, expected)
     assert len({e.tobytes() for e in expected}) == 24
 
 
@@ -81,7 +81,7 @@ def test_jitter_of_some_operations(strengths):
     jitter = jax.jit(image_ops.color_jitter, static_argnames=("brightness", "contrast", "saturation", "hue"))
     names = dict(zip(("brightness", "contrast", "saturation", "hue"), strengths, strict=True))
     for u in np.random.default_rng(1).random((4, 8)).astype(np.float32):
-        check(jitter(jnp.asarray(image, jnp.float32), u, **names), slow_jitter(image, u.astype(np.float64), strengths))
+        check_planar(jitter(planar(image), u, **names), slow_jitter(image, u.astype(np.float64), strengths))
 
 
 BOXES = [(0, 0, 24, 30), (3, 5, 20, 21), (7, 9, 6, 5), (0, 29, 24, 1), (2, 0, 11, 30)]
@@ -92,10 +92,10 @@ def test_resized_crop(size):
     image = photo(24, 30)
     resize = jax.jit(image_ops.resized_crop, static_argnames="size")
     for box in BOXES:
-        found = resize(jnp.asarray(image, jnp.float32), jnp.asarray(box, jnp.int32), size=size)
-        check(found, slow_resize(image, box, size))
-    whole = resize(jnp.asarray(image[:, :24], jnp.float32), jnp.asarray((0, 0, 24, 24), jnp.int32), size=24)
-    check(whole, image[:, :24], 1e-6)
+        found = resize(planar(image), jnp.asarray(box, jnp.int32), size=size)
+        check_planar(found, slow_resize(image, box, size))
+    whole = resize(planar(image[:, :24]), jnp.asarray((0, 0, 24, 24), jnp.int32), size=24)
+    check_planar(whole, image[:, :24], 1e-6)
 
 
 @pytest.mark.parametrize("size", [7, 32])
@@ -109,7 +109,7 @@ def test_resized_crop_is_that_of_pil(size):
         # In floating point PIL rounds nothing, so noise will do; in 8 bits it rounds and clips after either axis.
         floats = [pil.fromarray((image[..., c] / 255).astype(np.float32)).crop(corners) for c in range(3)]
         expected = np.stack([np.asarray(f.resize((size, size), pil.Resampling.BICUBIC)) for f in floats], axis=-1)
-        check(resize(jnp.asarray(image / 255, jnp.float32), box, size=size), np.clip(expected, 0, 1))
+        check_planar(resize(planar(image / 255), box, size=size), np.clip(expected, 0, 1))
         bytes_ = pil.fromarray(smooth.astype(np.uint8)).crop(corners).resize((size, size), pil.Resampling.BICUBIC)
-        found = resize(jnp.asarray(smooth / 255, jnp.float32), box, size=size)
-        check(found, np.asarray(bytes_) / 255, 1.2 / 255)
+        found = resize(planar(smooth / 255), box, size=size)
+        check_planar(found, np.asarray(bytes_) / 255, 1.2 / 255)
