@@ -112,7 +112,6 @@ def train_loader(
     share = _share(batch_size, process_count)
     chunk = _chunk(share)
     read = _reader(source, stored_size, max_damaged)
-    crop = crops.two_crops if views == 2 else crops.one_crop
     image_shape = (stored_size, stored_size, 3) if stored_size else (*((2,) if views == 2 else ()), size, size, 3)
     assembly = _Assembly(
         {"image": (image_shape, np.uint8), "label": ((), np.int32), "position": ((), np.uint32)}, share
@@ -128,7 +127,9 @@ def train_loader(
         else:
             for j, (i, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
                 image, place["label"][j] = read_image(source, i, max_damaged=max_damaged)
-                place["image"][j] = crop(image, seed=seed, position=position, size=size, scale=scale, ratio=ratio)
+                # [size, size, 3] of one view, or [2, size, size, 3]
+                out = place["image"][j].reshape(views, size, size, 3)
+                crops.random_crops(image, out, seed=seed, position=position, scale=scale, ratio=ratio)
         return shared
 
     import grain  # imports JAX, which who only opens a source need not wait for

@@ -7,11 +7,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dcjax.data.crops import center_crop, crop_resize, decode, one_crop, random_resized_crop_box, two_crops
+from dcjax.data.crops import DRAWS, center_crop, crop_resize, decode, random_crops, random_resized_crop_box
 from dcjax.data.source import DamagedImageError
 from dcjax.errors import SettingError
 
 DRAW = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+
+
+def two_crops(image: np.ndarray, *, size: int, **options) -> np.ndarray:
+    out = np.empty((2, size, size, 3), np.uint8)
+    random_crops(image, out, **options)
+    return out
 
 
 def smooth(height: int, width: int) -> np.ndarray:
@@ -24,7 +30,10 @@ def test_boxes_have_torchvisions_distribution():
     rng, n = np.random.default_rng(0), 4000
     # So large that no attempt is rejected but for the ratio of the largest ones, and no rounding shows.
     boxes = np.array(
-        [random_resized_crop_box(rng, 2000, 2000, scale=(0.08, 0.5), ratio=(3 / 4, 4 / 3)) for _ in range(n)]
+        [
+            random_resized_crop_box(rng.random(DRAWS), 2000, 2000, scale=(0.08, 0.5), ratio=(3 / 4, 4 / 3))
+            for _ in range(n)
+        ]
     )
     top, left, h, w = boxes.T
     assert stats.kstest(h * w / 2000**2, stats.uniform(0.08, 0.42).cdf).pvalue > 1e-3
@@ -41,7 +50,7 @@ def test_boxes_have_torchvisions_distribution():
 )
 def test_a_box_that_never_fits_is_central(height, width, expected):
     # Areas above the whole image are never accepted, so that the fall-back must answer.
-    box = random_resized_crop_box(np.random.default_rng(0), height, width, scale=(20.0, 21.0), ratio=(3 / 4, 4 / 3))
+    box = random_resized_crop_box(np.full(DRAWS, 0.5), height, width, scale=(20.0, 21.0), ratio=(3 / 4, 4 / 3))
     assert box == expected
 
 
@@ -49,7 +58,7 @@ def test_small_images_give_boxes_inside():
     rng = np.random.default_rng(1)
     for height, width in ((1, 1), (1, 7), (5, 2), (3, 3)):
         for _ in range(50):
-            top, left, h, w = random_resized_crop_box(rng, height, width, **DRAW)
+            top, left, h, w = random_resized_crop_box(rng.random(DRAWS), height, width, **DRAW)
             assert 0 <= top <= top + h <= height
             assert 0 <= left <= left + w <= width
             assert min(h, w) >= 1
@@ -61,7 +70,9 @@ def test_crops_depend_on_seed_position_and_view_alone():
     assert crops.shape == (2, 32, 32, 3)
     assert crops.dtype == np.uint8
     np.testing.assert_array_equal(crops, two_crops(image, seed=3, position=11, size=32, **DRAW))
-    np.testing.assert_array_equal(crops[0], one_crop(image, seed=3, position=11, size=32, **DRAW))
+    one = np.empty((1, 32, 32, 3), np.uint8)
+    random_crops(image, one, seed=3, position=11, **DRAW)
+    np.testing.assert_array_equal(crops[:1], one)
     others = [two_crops(image, seed=s, position=p, size=32, **DRAW) for s, p in ((3, 12), (4, 11), (11, 3), (-3, 11))]
     every = [crops[0], crops[1], *(view for other in others for view in other)]
     assert len({crop.tobytes() for crop in every}) == len(every)
@@ -194,3 +205,21 @@ def test_what_is_no_image_is_one_line_with_its_name(data):
     with pytest.raises(SettingError, match=r"^some/file\.jpg: not an image that can be decoded") as caught:
         decode(data, "some/file.jpg")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": "4:2:0"}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_jpegs_decode_to_the_pixels_of_opencv(mode, options):
+    pil = pytest.importorskip("PIL.Image")
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    data = pil_bytes(pil.fromarray(image).convert(mode), "JPEG", **options)
+    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    np.testing.assert_array_equal(decode(data, "x.jpg"), expected)
+
+
+def test_bytes_that_a_reader_passes_over_do_no_damage():
+    """Some of ImageNet's JPEGs have stray bytes between two segments; PIL reads them too."""
+    pil = pytest.importorskip("PIL.Image")
+    data = pil_bytes(pil.fromarray(smooth(40, 60)), "JPEG")
+    end = data.rfind(b"\xff\xd9")
+    np.testing.assert_array_equal(decode(data[:end] + bytes(5) + data[end:], "x.jpg"), decode(data, "x.jpg"))
