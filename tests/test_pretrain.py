@@ -217,6 +217,40 @@ def test_an_interrupted_write_is_not_mistaken_for_a_checkpoint(four_steps, tmp_p
     assert [row["step"] for row in read_metrics(workdir)] == [1, 2, 3]
 
 
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
+    """SIGKILL, which nothing can prepare for, at four moments; images of many sizes, so that the host crops them."""
+    for k, label in enumerate("xy"):
+        for size in (9, 12, 17, 24):
+            write_images(tmp_path / "data" / label / str(size), 7, size=size, seed=k + size)
+    settings = {"data__name": "folder", "data__dir": str(tmp_path / "data"), "data__test_split": ""}
+    config = tiny_config(**settings, data__stored_size=0, batch_size=8, total_steps=60, checkpoint_every_steps=1)
+    expected = pretrain(config, tmp_path / "whole")
+    killed = """
+import os, signal, threading
+from dcjax.monitor import Monitor
+push = Monitor.push
+def push_and_wait(self, step, metrics):
+    push(self, step, metrics)
+    Monitor.push = push
+    threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGKILL)).start()
+Monitor.push = push_and_wait
+from dcjax.main import main
+cli.run(main)
+"""
+    workdir, reached = tmp_path / "killed", []
+    for delay in (0.0, 0.1, 0.23, 0.4):
+        process = run(workdir, config, program=killed.format(delay=delay))
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        reached.append(len(read_metrics(workdir)) if workdir.joinpath("metrics.jsonl").exists() else 0)
+    assert 0 < reached[-1] < 60
+    process = run(workdir, config)
+    assert process.returncode == 0, process.stderr
+    assert_identical(saved_state(workdir, 60, expected), expected)
+    losses = [[row["loss"] for row in read_metrics(folder)] for folder in (workdir, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     workdir = tmp_path / "run"
     pretrain(tiny_config(total_steps=2, checkpoint_every_steps=1), workdir)

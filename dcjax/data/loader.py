@@ -20,7 +20,8 @@ cv2.setNumThreads(0)
 Batch = dict[str, np.ndarray]
 
 KEEP_BYTES = 2 * 10**9
-CHUNK = 64
+CHUNK = 64  # images of one size
+LARGE_CHUNK = 16  # images to decode
 ALIGNMENT = 64  # bytes
 
 
@@ -110,7 +111,7 @@ def train_loader(
     if views not in (1, 2):
         raise ValueError(f"views = {views}: must be 1 or 2")
     share = _share(batch_size, process_count)
-    chunk = _chunk(share)
+    chunk = _chunk(share, CHUNK if stored_size else LARGE_CHUNK)
     read = _reader(source, stored_size, max_damaged)
     image_shape = (stored_size, stored_size, 3) if stored_size else (*((2,) if views == 2 else ()), size, size, 3)
     assembly = _Assembly(
@@ -176,7 +177,7 @@ def eval_batches(
       SettingError: as `train_loader`.
     """
     share = _share(batch_size, process_count)
-    chunk = _chunk(share)
+    chunk = _chunk(share, CHUNK if stored_size else LARGE_CHUNK)
     per_batch = share // chunk
     read = _reader(source, stored_size, max_damaged)
     image_shape = (stored_size or size, stored_size or size, 3)
@@ -242,9 +243,9 @@ def _share(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _chunk(share: int) -> int:
+def _chunk(share: int, largest: int) -> int:
     """Images that one thread reads at a time: several threads work on a batch of large images, and none on few."""
-    divisors = [d for d in range(CHUNK // 8, CHUNK + 1) if share % d == 0]
+    divisors = [d for d in range(largest // 8, largest + 1) if share % d == 0]
     return max(divisors, default=share)
 
 

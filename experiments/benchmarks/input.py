@@ -200,7 +200,7 @@ def _stages(source: Any, files: Any, args: argparse.Namespace) -> dict[str, floa
 
     # What a stage makes of an image is dropped before the next, as in the loader, so that memory is reused.
     per_image: dict[str, Callable[[int], Any]] = {
-        "read the record": source._record,
+        "read the record": source.read,
         "decode": lambda i: crops.decode(data[i], ""),
         "two crops": crop,
     }

@@ -150,7 +150,7 @@ def test_processes_share_each_batch(count, processes, stored_size):
         equal({key: value[order] for key, value in joined.items()}, expected)
 
 
-@pytest.mark.parametrize("batch_size", [10, 256])  # one chunk, and four chunks a batch
+@pytest.mark.parametrize("batch_size", [10, 256])  # one chunk, and several chunks a batch
 @pytest.mark.parametrize("process_count", [1, 2])
 def test_seek(batch_size, process_count):
     options = {"stored_size": 0, "process_count": process_count, "process_index": process_count - 1}

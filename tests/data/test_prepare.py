@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from helpers import write_images
 
 from dcjax.data import open_source, prepare
@@ -48,7 +49,11 @@ def test_a_folder_reads_back_as_it_was(tree, tmp_path, monkeypatch):
             (image, label), (expected, expected_label) = source[i], files[i]
             np.testing.assert_array_equal(image, expected)
             assert label == expected_label
-    record = opened(top)._records[17]
+    # It is a data set of TFDS, to anyone.
+    builder = tfds.builder_from_directory(top / "mine" / "1.0.0")
+    record = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})[17]
+    assert record["label"] == 2
+    assert opened(top).read(17) == (record["image"], 2)
     assert record["image"] == (tree / "train" / "c" / "006.png").read_bytes()
     assert record["file_name"] == b"c/006.png"
     assert (
