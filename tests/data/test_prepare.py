@@ -1,6 +1,7 @@
 """Preparation: class folders become a set that reads back byte by byte, and only whole ones are found."""
 
 import importlib.util
+import tarfile
 
 import numpy as np
 import pytest
@@ -154,3 +155,27 @@ def test_images_without_classes(tmp_path):
 def test_sets_of_tfds_need_tensorflow_once():
     with pytest.raises(SettingError, match=r"TensorFlow, which is not installed; once: pip install 'dcjax\[prepare\]'"):
         prepare.main(["--dataset=imagenet2012"])
+
+
+def test_imagenets_archives(tmp_path):
+    """The recipe of tensorflow-datasets itself, from archives like ImageNet's with a few images."""
+    pytest.importorskip("tensorflow")
+    archives, images = tmp_path / "archives", tmp_path / "images"
+    archives.mkdir()
+    for k, label in enumerate(("n01440764", "n15075141")):  # the first and the last class
+        write_images(images / label, 3, size=32, seed=k)
+    with tarfile.open(archives / "ILSVRC2012_img_train.tar", "w") as train:
+        for folder in sorted(images.iterdir()):
+            with tarfile.open(tmp_path / f"{folder.name}.tar", "w") as tar:
+                for file in folder.iterdir():
+                    tar.add(file, f"{folder.name}_{file.stem}.JPEG")  # a PNG by another name, as one of ImageNet's
+            train.add(tmp_path / f"{folder.name}.tar", f"{folder.name}.tar")
+    with tarfile.open(archives / "ILSVRC2012_img_val.tar", "w") as val:
+        val.add(images / "n01440764" / "000.png", "ILSVRC2012_val_00000001.JPEG")
+    top = str(tmp_path / "sets")
+    prepare.main(["--dataset=imagenet2012", f"--manual_dir={archives}", f"--data_dir={top}"])
+    source = open_source("tfds", dir=top, dataset="imagenet2012", split="train")
+    assert len(source.classes) == 1000
+    assert sorted(source[i][1] for i in range(len(source))) == [0, 0, 0, 999, 999, 999]
+    assert source[0][0].shape == (32, 32, 3)
+    assert len(open_source("tfds", dir=top, dataset="imagenet2012", split="val")) == 1
