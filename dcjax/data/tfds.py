@@ -74,7 +74,8 @@ class TFDSSource:
             raise
         except Exception as error:
             raise SettingError(f"data.dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
-        self._parse = tf_example_pb2.Example.FromString
+        messages: Any = tf_example_pb2  # its classes are made at import, where a type checker sees none
+        self._parse = messages.Example.FromString
         self._ends = np.cumsum([shard.take for shard in self._shards])
         self._split = f"{info.full_name} {split}"
         self.fingerprint = fingerprint("tfds", info.full_name, split, str(count))
