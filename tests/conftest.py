@@ -33,6 +33,18 @@ def strict_dtypes():
         yield
 
 
+@pytest.fixture(scope="module")
+def quick_compiles():
+    """Compiles with few optimisations, here and in new processes: for runs of seconds that take longer to compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+        jax.clear_caches()  # or a function compiled for another module would differ from a new process's by roundings
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+
+
 @pytest.fixture
 def unchecked_shapes():
     """Lets wrong shapes through to the function, whose own errors are under test."""

@@ -23,6 +23,8 @@ from dcjax.metrics_writer import MetricsWriter, read_metrics
 from dcjax.pretrain import pretrain
 from dcjax.streams import Stream
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
