@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dcjax.data import crops
-from dcjax.data.source import SPLIT_ALIASES, DamagedImageError, fingerprint, some, split_setting
+from dcjax.data.source import SPLIT_ALIASES, fingerprint, some, split_setting
 from dcjax.errors import SettingError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -72,7 +72,9 @@ class FolderSource:
             with open(path, "rb") as file:
                 data = file.read()
         except OSError as error:
-            raise DamagedImageError(f"data.dir: cannot read {path}: {error.strerror}") from error
+            # Not a damaged image: what the file system cannot give now it may give later, and another image in its
+            # place would make the stream depend on that.
+            raise SettingError(f"data.dir: cannot read {path}: {error.strerror}") from error
         return data, -1 if self._labels is None else int(self._labels[i])
 
     def image_name(self, i: int) -> str:

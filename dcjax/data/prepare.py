@@ -7,11 +7,13 @@ The first form turns class folders into an ArrayRecord set that tensorflow-datas
 go in as they are. The second has tensorflow-datasets prepare one of its own sets, which needs TensorFlow once (pip
 install 'dcjax[prepare]'). Train on either with --config.data.name=tfds --config.data.dataset=NAME
 --config.data.dir=DIR.
-An interrupted preparation goes on where it stopped; only a finished one is found by a run.
+An interrupted preparation of class folders goes on where it stopped; only a finished one is found by a run.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
 import itertools
 import json
@@ -19,14 +21,15 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
 from dcjax import cli
-from dcjax.data.folder import SPLIT_FOLDERS, FolderSource, entries
+from dcjax.data.folder import SPLIT_FOLDERS, TRAIN_SPLITS, FolderSource, entries
 from dcjax.data.source import did_you_mean, first_line, some
+from dcjax.data.tfds import shard_problem
 from dcjax.errors import SettingError
 from dcjax.files import replace_text
 
@@ -64,7 +67,7 @@ def prepare_folder(
       name: of the new set; letters, digits and underscores.
       data_dir: where the set is put, as `data_dir/name/version`.
       version: three numbers.
-      shard_megabytes: size that no file exceeds by more than an image.
+      shard_megabytes: size of a file on average; every file holds about as many images.
 
     Returns:
       The folder of the set.
@@ -77,12 +80,26 @@ def prepare_folder(
     if shard_megabytes < 1:
         raise SettingError(f"--shard_megabytes must be at least 1, found {shard_megabytes}")
     finished = pathlib.Path(data_dir).expanduser() / name / version
-    if finished.exists():
-        raise SettingError(f"--name {name}: version {version} is prepared in {finished}; choose another --version")
+    if finished.exists() and any(finished.iterdir()):
+        raise SettingError(
+            f"--name {name}: version {version} is prepared in {finished}; choose another --version, or remove that "
+            "folder to prepare it again"
+        )
     sources = open_splits(folder)
     shards = [shard for split, source in sources.items() for shard in plan_shards(source, split, shard_megabytes)]
     work = finished.with_name(version + INCOMPLETE)
-    continue_or_start(work, {split: source.fingerprint for split, source in sources.items()}, shards)
+    with alone_in(work):
+        continue_or_start(work, {split: source.fingerprint for split, source in sources.items()}, shards)
+        write_set(work, sources, shards, name=name, version=version)
+        os.replace(work, finished)
+    (finished / PLAN_FILE).unlink()
+    return finished
+
+
+def write_set(
+    work: pathlib.Path, sources: dict[str, FolderSource], shards: list[Shard], *, name: str, version: str
+) -> None:
+    """Writes the files that are not there yet, then what TFDS knows of the set."""
     features = image_features(next(iter(sources.values())).classes)
     with tqdm(total=sum(shard.count for shard in shards), unit="img", unit_scale=True, desc=name) as bar:
 
@@ -99,9 +116,6 @@ def prepare_folder(
                 pool.shutdown(cancel_futures=True)
                 raise
     write_info(work, features, name=name, version=version, shards=shards)
-    (work / PLAN_FILE).unlink()
-    os.replace(work, finished)
-    return finished
 
 
 def prepare_dataset(dataset: str, *, data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
@@ -149,16 +163,26 @@ def check_identity(name: str, version: str) -> None:
 
 
 def open_splits(folder: str) -> dict[str, FolderSource]:
-    """Every split of an image folder, the training split first, with one numbering of the classes."""
-    folder = os.path.expanduser(folder)
+    """Every split of an image folder, the training split first, with one numbering of the classes.
+
+    Raises:
+      ValueError: the folder is missing or holds no images, or a split has no class folders.
+    """
+    try:
+        return _open_splits(os.path.expanduser(folder))
+    except SettingError as error:
+        raise SettingError(f"--folder={folder}: {error}") from error
+
+
+def _open_splits(folder: str) -> dict[str, FolderSource]:
     found = [name for name, is_folder in sorted(entries(folder)) if is_folder and name in SPLIT_FOLDERS]
-    names = sorted(found, key=lambda name: (name not in ("train", "training"), name)) or ["train"]
+    names = sorted(found, key=lambda name: (name not in TRAIN_SPLITS, name)) or ["train"]
     sources: dict[str, FolderSource] = {}
     for name in names:
         classes = sources[names[0]].classes if sources else ()
         sources[name] = FolderSource(folder, name, classes)
         if not sources[name].classes:
-            raise SettingError(f"--folder={folder}: its split '{name}' has no class folders")
+            raise SettingError(f"its split '{name}' has no class folders")
     return sources
 
 
@@ -168,6 +192,27 @@ def plan_shards(source: FolderSource, split: str, megabytes: int) -> list[Shard]
     of = max(1, min(len(source), -(-total // (megabytes * 10**6))))
     bounds = [len(source) * k // of for k in range(of + 1)]
     return [Shard(split, k, of, first, last - first) for k, (first, last) in enumerate(itertools.pairwise(bounds))]
+
+
+@contextlib.contextmanager
+def alone_in(work: pathlib.Path) -> Iterator[None]:
+    """Raises `ValueError` where another process prepares the same set; its lock ends with it, however it ends."""
+    try:
+        work.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(work.with_name(f".{work.name}.lock"), "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise SettingError(f"--data_dir: {work.parent} cannot be written to ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SettingError(f"--name: another process is preparing {work}; wait for it to end") from error
+        except OSError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            os.unlink(lock.name)
 
 
 def continue_or_start(work: pathlib.Path, fingerprints: dict[str, str], shards: list[Shard]) -> None:
@@ -198,23 +243,36 @@ def image_features(classes: Sequence[str]) -> Any:
 
 
 def write_shard(path: pathlib.Path, source: FolderSource, shard: Shard, features: Any) -> None:
-    """Writes a file under a temporary name and renames it when it is whole; one that stands is kept."""
-    if path.exists():
+    """Writes a file under a temporary name and renames it when it is whole; a whole one is kept.
+
+    Raises:
+      ValueError: an image cannot be read, or the file cannot be written.
+    """
+    if path.exists() and not shard_problem(str(path), shard.count):
         return
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core import example_serializer
 
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    partial = path.with_name(path.name + ".partial")
-    writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process, should a lock be of no avail
     try:
-        for i in range(shard.first, shard.first + shard.count):
-            data, label = source.read(i)
-            record = {"image": data, "label": label, "file_name": source.relative_name(i)}
-            writer.write(serializer.serialize_example(record))
+        writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
+        try:
+            for i in range(shard.first, shard.first + shard.count):
+                data, label = source.read(i)
+                record = {"image": data, "label": label, "file_name": source.relative_name(i)}
+                writer.write(serializer.serialize_example(record))
+        finally:
+            writer.close()
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())  # or a file that lost its content with the power would have its name
+        os.replace(partial, path)
+    except SettingError:
+        raise
+    except Exception as error:  # array_record's own errors have no common type: a full disk, a name that is no text
+        raise SettingError(f"--data_dir: {path} cannot be written ({first_line(error)}); run the same again") from error
     finally:
-        writer.close()
-    os.replace(partial, path)
+        partial.unlink(missing_ok=True)
 
 
 def write_info(work: pathlib.Path, features: Any, *, name: str, version: str, shards: list[Shard]) -> None:

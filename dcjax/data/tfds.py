@@ -1,8 +1,10 @@
 """TFDS image sets prepared as ArrayRecord, read without TensorFlow."""
 
 import concurrent.futures
+import hashlib
 import os
 import re
+import resource
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -13,6 +15,7 @@ from dcjax.data.folder import entries
 from dcjax.data.source import SPLIT_ALIASES, did_you_mean, fingerprint, first_line, no_such_split, some, split_setting
 from dcjax.errors import SettingError
 
+OTHER_FILES = 512  # files that a process has open besides those of a set
 OPENERS = 32  # files of a set that are opened at a time, where each waits for a network
 
 
@@ -65,6 +68,7 @@ class TFDSSource:
             )
         try:
             self._shards = [_Shard(*part) for part in _parts(info.splits[split].file_instructions)]
+            allow_open_files(len(self._shards))
             check_shards(self._shards)
             # The image is decoded here, and the few fields are read from the protocol buffer itself: TFDS's own way to
             # NumPy takes a hundred microseconds, during which no other thread runs.
@@ -78,7 +82,9 @@ class TFDSSource:
         self._parse = messages.Example.FromString
         self._ends = np.cumsum([shard.take for shard in self._shards])
         self._split = f"{info.full_name} {split}"
-        self.fingerprint = fingerprint("tfds", info.full_name, split, str(count))
+        # Three images stand for all of them.
+        some_images = [hashlib.sha256(self.read(i)[0]).hexdigest() for i in (0, count // 2, count - 1)]
+        self.fingerprint = fingerprint("tfds", info.full_name, split, str(count), *self.classes, *some_images)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -116,24 +122,47 @@ def _parts(instructions: Iterable[Any]) -> list[tuple[str, int, int, int]]:
 
 def check_shards(shards: list[_Shard]) -> None:
     """Raises `ValueError` for a file that is missing, damaged or cut short, before a run depends on it."""
+    with concurrent.futures.ThreadPoolExecutor(OPENERS) as pool:
+        found = pool.map(lambda shard: shard_problem(shard.path, shard.count), shards)
+        problems = [problem for problem in found if problem]
+    if problems:
+        raise SettingError(
+            f"data.dir: damaged shards, copy them again, or remove the folder and prepare it again: {some(problems)}"
+        )
+
+
+def shard_problem(path: str, count: int) -> str:
+    """What is wrong with a file that should hold `count` records; empty where nothing is."""
     from array_record.python.array_record_module import ArrayRecordReader
 
-    def problem(shard: _Shard) -> str:
-        if not os.path.isfile(shard.path):
-            return f"{shard.path} is missing"
-        try:
-            reader = ArrayRecordReader(shard.path)
-            found = reader.num_records()
-            reader.close()
-        except Exception as error:  # array_record's own errors have no common type
-            return f"{shard.path} cannot be read ({first_line(error)})"
-        # Of a file that was cut short the end is missing, where its index is.
-        return "" if found == shard.count else f"{shard.path} holds {found} records instead of {shard.count}"
+    if not os.path.isfile(path):
+        return f"{path} is missing"
+    try:
+        reader = ArrayRecordReader(path)
+        found = reader.num_records()
+        reader.close()
+    except Exception as error:  # array_record's own errors have no common type
+        return f"{path} cannot be read ({first_line(error)})"
+    # Of a file that was cut short the end is missing, where its index is.
+    return "" if found == count else f"{path} holds {found} records instead of {count}"
 
-    with concurrent.futures.ThreadPoolExecutor(OPENERS) as pool:
-        problems = [found for found in pool.map(problem, shards) if found]
-    if problems:
-        raise SettingError(f"data.dir: damaged shards, copy or prepare them again: {some(problems)}")
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files where `count` more need it: a reader keeps each of its files open.
+
+    Raises:
+      ValueError: the system's limit is lower.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + OTHER_FILES
+    if soft == resource.RLIM_INFINITY or wanted <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        raise SettingError(
+            f"data.dataset: its {count} files stay open while it is read, but a process may open {hard}; "
+            f"raise the limit (ulimit -n {wanted})"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _prepared_folder(dir: str, dataset: str) -> str:

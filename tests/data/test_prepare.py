@@ -1,6 +1,9 @@
 """Preparation: class folders become a set that reads back byte by byte, and only whole ones are found."""
 
 import importlib.util
+import os
+import resource
+import signal
 import tarfile
 
 import numpy as np
@@ -9,6 +12,7 @@ import tensorflow_datasets as tfds
 from helpers import write_images
 
 from dcjax.data import open_source, prepare
+from dcjax.data import tfds as tfds_source
 from dcjax.errors import SettingError
 
 
@@ -96,12 +100,80 @@ def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys)
     work = top / "mine" / "1.0.0.incomplete"
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*array_record*")}
     assert set(written) == set(kept) != set()
-    (work / (written[0] + ".partial")).write_bytes(b"half a file")
+    (work / written[0]).write_bytes(b"")  # its content was lost with the power
     monkeypatch.setattr(prepare, "write_shard", whole)
     folder = convert(tree, top)
-    assert all((folder / name).stat().st_mtime_ns == time for name, time in kept.items())
+    assert [name for name, time in kept.items() if (folder / name).stat().st_mtime_ns != time] == [written[0]]
+    assert not list(folder.glob("*.partial"))
+    assert sorted(path.name for path in (top / "mine").iterdir()) == ["1.0.0"]
     assert len(opened(top)) == 18
     assert "anew" not in capsys.readouterr().out
+
+
+def test_an_interruption_at_the_very_end_loses_nothing(tree, tmp_path, monkeypatch):
+    def stop(*paths):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.os, "replace", lambda a, b: stop() if str(b).endswith("1.0.0") else os.rename(a, b))
+        with pytest.raises(KeyboardInterrupt):
+            convert(tree, tmp_path)
+    monkeypatch.setattr(prepare.FolderSource, "read", stop)  # nothing is read again
+    convert(tree, tmp_path)
+    monkeypatch.undo()
+    assert len(opened(tmp_path)) == 18
+
+
+def test_one_process_at_a_time(tree, tmp_path, monkeypatch):
+    whole = prepare.write_info
+
+    def second(*args, **options):
+        with pytest.raises(SettingError, match=r"another process is preparing .*1\.0\.0\.incomplete"):
+            convert(tree, tmp_path)
+        whole(*args, **options)
+
+    monkeypatch.setattr(prepare, "write_info", second)
+    convert(tree, tmp_path)
+    assert len(opened(tmp_path)) == 18
+
+
+def test_a_file_that_cannot_be_written(tree, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk would
+    try:
+        with pytest.raises(SettingError, match=r"--data_dir: .*mine-train.* cannot be written .*; run the same again"):
+            convert(tree, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    convert(tree, tmp_path)
+    assert len(opened(tmp_path)) == 18
+
+
+def test_more_files_than_a_process_may_open(tree, tmp_path, monkeypatch):
+    cut(monkeypatch, 18)
+    convert(tree, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, before[1]))
+        monkeypatch.setattr(tfds_source, "OTHER_FILES", 590)
+        opened(tmp_path)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 608
+        monkeypatch.setattr(tfds_source, "OTHER_FILES", before[1])
+        with pytest.raises(
+            SettingError, match=r"its 18 files stay open .* but a process may open \d+; raise the limit"
+        ):
+            opened(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_other_images_are_another_set(tree, tmp_path):
+    convert(tree, tmp_path / "one")
+    write_images(tree / "train" / "a", 5, size=32, seed=9)
+    convert(tree, tmp_path / "two")
+    assert opened(tmp_path / "one").fingerprint != opened(tmp_path / "two").fingerprint
 
 
 def test_other_images_start_anew(tree, tmp_path, capsys):
@@ -122,7 +194,9 @@ def test_a_damaged_shard_is_found_at_the_start(tree, tmp_path, damage, monkeypat
         shard.unlink()
     else:
         shard.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
-    with pytest.raises(SettingError, match=r"damaged shards, copy or prepare them again: .*00001-of-00003") as caught:
+    with pytest.raises(
+        SettingError, match=r"damaged shards, copy them again, or remove .*: .*00001-of-00003"
+    ) as caught:
         opened(tmp_path / "sets")
     assert "\n" not in str(caught.value)
     assert len(opened(tmp_path / "sets", "train[:30%]")) == 5  # lies in the first shard alone
