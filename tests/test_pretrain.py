@@ -15,13 +15,14 @@ from helpers import as_flags, tiny_config, write_images
 from dcjax import monitor
 from dcjax import pretrain as loop
 from dcjax.checkpoint import Checkpointer
+from dcjax.data.loader import epoch_order
 from dcjax.errors import SettingError
 from dcjax.experiment import build
 from dcjax.losses import LOSSES
 from dcjax.mesh import make_mesh, replicated
 from dcjax.metrics_writer import MetricsWriter, read_metrics
 from dcjax.pretrain import pretrain
-from dcjax.streams import Stream
+from dcjax.streams import Stream, host_seed
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -267,16 +268,18 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 def test_an_image_that_does_not_decode_stops_the_run_and_loses_no_step(tmp_path):
     for label in "xy":
         write_images(tmp_path / "data" / label, 20)
-    (tmp_path / "data" / "x" / "007.png").write_bytes(b"not an image")
-    config = tiny_config(
-        data__name="folder", data__dir=str(tmp_path / "data"), data__test_split="", total_steps=5, batch_size=8
-    )
-    with pytest.raises(SettingError, match=r"x/007.png.*decode"):
+    # Of the 40 images the one that stands in the fourth batch of 8.
+    label, number = divmod(int(epoch_order(40, host_seed(0, Stream.ORDER), 0)[3 * 8 + 5]), 20)
+    bad = tmp_path / "data" / "xy"[label] / f"{number:03d}.png"
+    bad.write_bytes(b"not an image")
+    data = {"data__name": "folder", "data__dir": str(tmp_path / "data"), "data__test_split": ""}
+    config = tiny_config(**data, total_steps=5, batch_size=8, checkpoint_every_steps=100)
+    with pytest.raises(SettingError, match=rf"{'xy'[label]}/{number:03d}.png.*decode"):
         pretrain(config, tmp_path / "run")
     checkpointer = Checkpointer(tmp_path / "run")
-    rows = read_metrics(tmp_path / "run") if (tmp_path / "run" / "metrics.jsonl").exists() else []
-    assert checkpointer.latest_step() == (rows[-1]["step"] if rows else None)
+    assert checkpointer.latest_step() == 3
     checkpointer.close()
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2, 3]
 
 
 def test_the_host_stays_close_to_the_device(tmp_path):

@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 
-from dcjax.data.source import DamagedImageError, Source, some
+from dcjax.data.source import DamagedImageError, Source, Subset, some
 from dcjax.errors import SettingError
 
 
@@ -31,12 +31,13 @@ class Damage:
         with self._lock:
             if i not in self._found:
                 self._found[i] = str(error)
-                logging.warning("%s; the next image stands in for it", error)
+                logging.warning("damaged image: %s", error)
             count = len(self._found)
             if count > share * self._images:
                 raise SettingError(
                     f"{count} of the {self._images} images cannot be decoded, more than data.max_damaged = {share:g} "
-                    f"allows: {some(list(self._found.values()))}; mend or remove them, or raise data.max_damaged"
+                    f"allows: {some(list(self._found.values()))}; mend or remove them (the log names all), or raise "
+                    "data.max_damaged"
                 ) from error
 
 
@@ -54,7 +55,8 @@ def damage_of(source: Source) -> Damage:
 def read_image(source: Source, i: int, *, max_damaged: float) -> tuple[np.ndarray, int]:
     """Image `i` and its label; where it is damaged, those of the next one that is not.
 
-    What stands in for an image is the same at any time and in any process.
+    What stands in for an image is the same at any time, in any process and for any subset of a source. Damaged images
+    are counted by each process, from its start.
 
     Args:
       source: the images.
@@ -67,6 +69,8 @@ def read_image(source: Source, i: int, *, max_damaged: float) -> tuple[np.ndarra
     Raises:
       SettingError: more images are damaged.
     """
+    if isinstance(source, Subset):
+        source, i = source.whole, int(source.indices[i])
     for step in range(len(source)):
         try:
             return source[(i + step) % len(source)]

@@ -50,29 +50,6 @@ class DigitsSource:
         return f"digits {self._split} image {i}"
 
 
-class Subset:
-    """Some images of a source, e.g. those of a draw of few labels.
-
-    Args:
-      source: the whole.
-      indices: which of its images, in this order.
-    """
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        self._source, self._indices = source, indices
-        self.name, self.classes = source.name, source.classes
-        self.fingerprint = fingerprint(source.fingerprint, indices.tobytes().hex())
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        return self._source[int(self._indices[i])]
-
-    def image_name(self, i: int) -> str:
-        return self._source.image_name(int(self._indices[i]))
-
-
 SOURCES: dict[str, Callable[[str, str, str, Iterable[str]], Source]] = {
     "digits": lambda dir, dataset, split, classes: DigitsSource(split),
     "folder": lambda dir, dataset, split, classes: FolderSource(dir, split, classes),

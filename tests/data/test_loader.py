@@ -2,6 +2,7 @@
 
 import gc
 import itertools
+import math
 import threading
 import time
 import weakref
@@ -9,8 +10,10 @@ import weakref
 import cv2
 import numpy as np
 import pytest
+from scipy import stats
 
-from dcjax.data import crops, eval_batches, open_source, train_loader
+from dcjax.data import Subset, crops, eval_batches, open_source, train_loader
+from dcjax.data.loader import epoch_order
 from dcjax.data.source import DamagedImageError
 from dcjax.errors import SettingError
 
@@ -121,6 +124,22 @@ def test_every_image_once_per_epoch_in_a_new_order():
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_the_order_is_uniformly_random():
+    """Where nearby places of one epoch, or the same places of two, went together, batches would not be random draws."""
+    count = 50_000
+    one, two = (epoch_order(count, 0, epoch).astype(float) for epoch in (0, 1))
+    np.testing.assert_array_equal(np.sort(one), np.arange(count))
+    for a, b in ((one[:-1], one[1:]), (one, two), (one, np.arange(count))):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4 / math.sqrt(count)
+    steps = np.diff(one) / count  # of a random order: a triangular distribution
+    assert stats.kstest(steps[::2], stats.triang(0.5, loc=-1, scale=2).cdf).pvalue > 1e-3
+    # Images sorted by class, ten classes: their numbers in a batch are a random draw's, not more even.
+    classes = (one[: 195 * 256] * 10 // count).astype(int).reshape(195, 256)
+    counts = np.stack([np.bincount(batch, minlength=10) for batch in classes])
+    spread = np.sum((counts - 25.6) ** 2 / 25.6) / (195 * 9)
+    assert abs(spread - 1) < 4 * math.sqrt(2 / (195 * 9))
+
+
 def test_order_follows_the_seed():
     source = Numbered(50)
     first = stream(source, 10, 10, seed=0)
@@ -178,7 +197,6 @@ def test_seek_while_threads_read_ahead():
         first, second = next(reader), next(reader)
         equal(first, batches[step])
         equal(second, batches[step + 1])
-        first["image"][:] = second["image"][:] = 0  # a batch belongs to who took it
 
 
 def test_seek_continues_under_other_processes():
@@ -352,7 +370,11 @@ def test_the_next_image_stands_in_for_a_damaged_one(stored_size, caplog):
     evaluated = np.concatenate([indices(b) for b in evaluate(source, 16, stored_size, max_damaged=0.05)])
     np.testing.assert_array_equal(evaluated, stands_in)
     # Two epochs and an evaluation: each is named once.
-    expected = {f"numbered image {i}: damaged; the next image stands in for it" for i in (5, 6, 63)}
+    expected = {f"damaged image: numbered image {i}: damaged" for i in (5, 6, 63)}
+    # Of a subset as of the whole, with the whole's tolerance.
+    part = Subset(source, np.array([40, 6, 9]))
+    evaluated = np.concatenate([indices(b) for b in evaluate(part, 3, stored_size, max_damaged=0.05)])
+    np.testing.assert_array_equal(evaluated, [40, 7, 9])
     assert len(caplog.records) == 3
     assert {record.getMessage() for record in caplog.records} == expected
     message = r"^4 of the 64 images cannot be decoded, more than data.max_damaged = 0.05 allows: numbered image 5: dam"
