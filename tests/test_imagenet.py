@@ -38,4 +38,3 @@ def test_three_steps_and_two_more(tmp_path):
         assert len(losses) == steps
         assert all(0 < loss < 10 for loss in losses)
     assert (tmp_path / "run" / "spectrum.png").exists()
-    assert "tensorflow" not in sys.modules

@@ -2,7 +2,7 @@
 
 Every number that an example's view needs is drawn in one call from a key that depends on the seed, the example's
 position in the global stream and the view, so the draws are the same bits on any number of devices and processes. The
-functions are meant to be called under `jax.jit`, with `size` and `settings` static.
+functions are meant to be called under `jax.jit`, with `size`, `settings` and `mesh` static.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int, PRNGKeyArray, UInt8
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from dcjax.data import image_ops
 from dcjax.errors import SettingError
@@ -114,7 +114,7 @@ def _require(condition: bool, name: str, value: Any, right: str) -> None:
 def two_views(
     images: UInt8[Array, "n s s 3"] | UInt8[Array, "n 2 size size 3"],
     seed_key: PRNGKeyArray,
-    positions: Int[Array, "n"],
+    positions: Integer[Array, "n"],
     *,
     size: int,
     settings: Augmentation,
@@ -148,9 +148,9 @@ def two_views(
     if max(settings.blur) > 0 and radius >= size:
         right = f"at most {(size - 1) // 3}: the blur reaches {radius} pixels, and that must stay below the size {size}"
         raise SettingError(f"augment.blur_sigma: found {settings.blur_sigma}, expected {right}")
+    options: Any = dict(size=size, settings=settings, cropped=cropped, colour=True, mesh=mesh)
     x, x_prime = (
-        _views(images[:, view] if cropped else images, seed_key, positions, view, size, settings, cropped, True, mesh)
-        for view in (0, 1)
+        _views(images[:, view] if cropped else images, seed_key, positions, view=view, **options) for view in (0, 1)
     )
     return x, x_prime
 
@@ -158,7 +158,7 @@ def two_views(
 def one_view(
     images: UInt8[Array, "n s s 3"],
     seed_key: PRNGKeyArray,
-    positions: Int[Array, "n"],
+    positions: Integer[Array, "n"],
     *,
     size: int,
     settings: Augmentation,
@@ -183,7 +183,8 @@ def one_view(
       ValueError: images of another dtype or shape.
     """
     _check(images, positions, size if cropped else None)
-    return _views(images, seed_key, positions, 0, size, settings, cropped, False, mesh)
+    options: Any = dict(size=size, settings=settings, cropped=cropped, colour=False, mesh=mesh)
+    return _views(images, seed_key, positions, view=0, **options)
 
 
 def normalize(
@@ -213,7 +214,7 @@ def normalize(
     return jax.vmap(one)(images)
 
 
-def view_draws(seed_key: PRNGKeyArray, position: Int[Array, ""] | int, view: int) -> Float[Array, "draws"]:
+def view_draws(seed_key: PRNGKeyArray, position: Integer[Array, ""] | int, view: int) -> Float[Array, "draws"]:
     """All uniform numbers of one view of one example, `[DRAWS]` in [0, 1).
 
     The key is `fold_in(fold_in(seed_key, position), view)`: nothing else, such as the place in the batch, enters. One
@@ -224,7 +225,18 @@ def view_draws(seed_key: PRNGKeyArray, position: Int[Array, ""] | int, view: int
     return jax.random.uniform(key, (DRAWS,), jnp.float32)
 
 
-def _views(images, seed_key, positions, view, size, settings: Augmentation, cropped, colour, mesh: Mesh | None):
+def _views(
+    images: Array,
+    seed_key: Array,
+    positions: Array,
+    *,
+    view: int,
+    size: int,
+    settings: Augmentation,
+    cropped: bool,
+    colour: bool,
+    mesh: Mesh | None,
+) -> Array:
     draws = jax.vmap(lambda position: view_draws(seed_key, position, view))(positions)
 
     def one(image: Array, u: Array) -> Array:

@@ -197,7 +197,9 @@ def _prepared_folder(dir: str, dataset: str) -> str:
             f"data.dataset = {dataset!r}: not prepared in data.dir = {dir!r}; {_how_to_prepare(name)}"
             ", or read class folders with data.name=folder"
         )
-    here = sorted(entry for entry, is_folder in entries(dir) if is_folder) if os.path.isdir(dir) else []
+    if not os.path.isdir(dir):
+        raise SettingError(f"data.dir = {dir!r}: no such folder")
+    here = sorted(entry for entry, is_folder in entries(dir) if is_folder)
     raise SettingError(
         f"data.dataset = {dataset!r}: neither in data.dir = {dir!r} (there: {some(here) or 'nothing'}) nor a set that "
         f"tensorflow-datasets knows{did_you_mean(name, [*here, *known])}"

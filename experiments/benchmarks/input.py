@@ -10,7 +10,7 @@ solarize with PIL, then float32 and normalisation with NumPy, and a batch stacke
 have to get to another process and to a device is not counted. `tfds` decodes as tensorflow-datasets does by default and
 crops like this package, `dcjax` is this package's loader, both up to the uint8 batch on the device. `dcjax_augmented`
 has the rest of the augmentation done on the device. All are warmed up, then take turns; the best round counts. Then the
-stages of one pair on one core, in microseconds. JSON lines.
+stages of one pair on one core, in microseconds, and resident memory before and after ten epochs. JSON lines.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import multiprocessing
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
@@ -196,6 +196,15 @@ def _stages(source: Any, files: Any, args: argparse.Namespace) -> dict[str, floa
     return {name: 1e6 * seconds / count for name, seconds in times.items()}
 
 
+def _memory(source: Any, args: argparse.Namespace) -> Iterator[tuple[int, float]]:
+    """Megabytes of this process after the first and after ten more epochs of batches."""
+    run = _batches(source, lambda batch: batch, args)
+    for epochs in (1, 10):
+        run(epochs * len(source) // args.batch_size * args.batch_size or args.batch_size)
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        yield epochs, pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
 def _best(function: Callable[[], Any], repeats: int) -> float:
     function()
     best = float("inf")
@@ -245,6 +254,8 @@ def main() -> None:
     if args.cores == 1:
         for name, microseconds in _stages(source, files, args).items():
             print(json.dumps({"stage": name, "microseconds_per_pair": round(microseconds)}), flush=True)
+        for epochs, megabytes in _memory(source, args):
+            print(json.dumps({"epochs_more": epochs, "resident_megabytes": round(megabytes)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Sources: what they hold, how classes are numbered, and what each mistake says."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -322,7 +323,8 @@ def test_tfds_default_dir(tfds_dir, monkeypatch):
     assert len(TFDSSource("", "tiny", "train")) == 10
 
 
-def test_reading_needs_no_tensorflow(tfds_dir):
+def test_reading_needs_no_tensorflow(tfds_dir, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise SystemError('TensorFlow is imported')")
     code = f"""
 import sys
 import dcjax, dcjax.data
@@ -334,8 +336,10 @@ loader = dcjax.data.train_loader(source, batch_size=4, seed=0, size=4, stored_si
 assert next(loader)["image"].shape == (4, 2, 4, 4, 3)
 assert sum(source[i][1] for i in range(len(source))) == 5
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
+import dcjax.pretrain, dcjax.probe
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120, env=env)
 
 
 @pytest.mark.skipif(not (SHARED / "unpack").exists(), reason="the real images are not here")
