@@ -275,6 +275,8 @@ def write_spectrum(experiment: Experiment, state: TrainState, workdir: pathlib.P
         split, source = "training", experiment.train_source
         if len(source) > SPECTRUM_IMAGES:
             source = Subset(source, np.linspace(0, len(source) - 1, SPECTRUM_IMAGES).astype(np.int64))
+    if jax.process_index() == 0:
+        print(f"dcjax: computing the spectrum on {len(source)} {split} images", flush=True)
     features = experiment.features(state.variables, source)
     if jax.process_index() != 0:
         return

@@ -43,7 +43,9 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
     except cv2.error:
         image = None
     if image is None or image.size == 0:
-        raise DamagedImageError(f"{name}: not an image that can be decoded ({len(data)} bytes), expected a JPEG or PNG")
+        raise DamagedImageError(
+            f"{name}: not an image that can be decoded ({len(data)} bytes), expected a JPEG, PNG, BMP or WebP"
+        )
     if cut_short(data):
         raise DamagedImageError(f"{name}: an image of which the end is missing ({len(data)} bytes)")
     return image

@@ -17,6 +17,7 @@ import fcntl
 import importlib.util
 import itertools
 import json
+import logging
 import os
 import pathlib
 import re
@@ -80,7 +81,11 @@ def prepare_folder(
     if shard_megabytes < 1:
         raise SettingError(f"--shard_megabytes must be at least 1, found {shard_megabytes}")
     finished = pathlib.Path(data_dir).expanduser() / name / version
-    if finished.exists() and any(finished.iterdir()):
+    try:
+        prepared = finished.exists() and any(finished.iterdir())
+    except OSError as error:
+        raise SettingError(f"--data_dir: {finished} cannot be read ({error.strerror})") from error
+    if prepared:
         raise SettingError(
             f"--name {name}: version {version} is prepared in {finished}; choose another --version, or remove that "
             "folder to prepare it again"
@@ -188,7 +193,10 @@ def _open_splits(folder: str) -> dict[str, FolderSource]:
 
 def plan_shards(source: FolderSource, split: str, megabytes: int) -> list[Shard]:
     """Cuts a split into files of about one size in bytes and equal numbers of images."""
-    total = sum(os.path.getsize(source.image_name(i)) for i in range(len(source)))
+    try:
+        total = sum(os.path.getsize(source.image_name(i)) for i in range(len(source)))
+    except OSError as error:
+        raise SettingError(f"--folder: cannot read {error.filename}: {error.strerror}; mend or remove it") from error
     of = max(1, min(len(source), -(-total // (megabytes * 10**6))))
     bounds = [len(source) * k // of for k in range(of + 1)]
     return [Shard(split, k, of, first, last - first) for k, (first, last) in enumerate(itertools.pairwise(bounds))]
@@ -260,6 +268,8 @@ def write_shard(path: pathlib.Path, source: FolderSource, shard: Shard, features
         try:
             for i in range(shard.first, shard.first + shard.count):
                 data, label = source.read(i)
+                if not looks_like_an_image(data):
+                    logging.warning("%s is no JPEG, PNG, BMP or WebP; it goes in as it is", source.image_name(i))
                 record = {"image": data, "label": label, "file_name": source.relative_name(i)}
                 writer.write(serializer.serialize_example(record))
         finally:
@@ -273,6 +283,11 @@ def write_shard(path: pathlib.Path, source: FolderSource, shard: Shard, features
         raise SettingError(f"--data_dir: {path} cannot be written ({first_line(error)}); run the same again") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def looks_like_an_image(data: bytes) -> bool:
+    """Whether a file begins as one of the kinds that can be read."""
+    return data.startswith((b"\xff\xd8", b"\x89PNG", b"BM")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
 
 
 def write_info(work: pathlib.Path, features: Any, *, name: str, version: str, shards: list[Shard]) -> None:

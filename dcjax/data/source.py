@@ -69,7 +69,8 @@ class Subset:
 
 
 def no_such_split(split: str, of: str, known: Iterable[str]) -> SettingError:
-    return SettingError(f"{split_setting(split)}: {of} has no such split; known are {', '.join(known)}")
+    remedy = "" if split == "train" else "; with data.test_split empty a run does without"
+    return SettingError(f"{split_setting(split)}: {of} has no such split; known are {', '.join(known)}{remedy}")
 
 
 def split_setting(split: str) -> str:

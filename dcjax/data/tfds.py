@@ -199,6 +199,11 @@ def _prepared_folder(dir: str, dataset: str) -> str:
         )
     if not os.path.isdir(dir):
         raise SettingError(f"data.dir = {dir!r}: no such folder")
+    if name and os.path.isdir(top):
+        raise SettingError(
+            f"data.dataset = {dataset!r}: {top} holds no finished version (a folder such as 1.0.0 with a "
+            "dataset_info.json); copy it whole, or prepare it again"
+        )
     here = sorted(entry for entry, is_folder in entries(dir) if is_folder)
     raise SettingError(
         f"data.dataset = {dataset!r}: neither in data.dir = {dir!r} (there: {some(here) or 'nothing'}) nor a set that "

@@ -169,6 +169,24 @@ def test_more_files_than_a_process_may_open(tree, tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_what_is_no_image_is_named(tree, tmp_path, caplog):
+    (tree / "train" / "a" / "note.jpg").write_text("a note")
+    convert(tree, tmp_path)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tree / 'train' / 'a' / 'note.jpg'} is no JPEG, PNG, BMP or WebP; it goes in as it is"
+    ]
+
+
+def test_folders_that_cannot_be_read_whole(tree, tmp_path):
+    (tree / "train" / "a" / "gone.jpg").symlink_to("nowhere")
+    with pytest.raises(SettingError, match=r"--folder: cannot read .*gone\.jpg: No such file"):
+        convert(tree, tmp_path)
+    (tree / "train" / "a" / "gone.jpg").unlink()
+    (convert(tree, tmp_path) / "dataset_info.json").unlink()
+    with pytest.raises(SettingError, match=r"'mine': .* holds no finished version"):
+        opened(tmp_path)
+
+
 def test_other_images_are_another_set(tree, tmp_path):
     convert(tree, tmp_path / "one")
     write_images(tree / "train" / "a", 5, size=32, seed=9)
