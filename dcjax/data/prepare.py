@@ -205,12 +205,12 @@ def plan_shards(source: FolderSource, split: str, megabytes: int) -> list[Shard]
 @contextlib.contextmanager
 def alone_in(work: pathlib.Path) -> Iterator[None]:
     """Raises `ValueError` where another process prepares the same set; its lock ends with it, however it ends."""
-    try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(work.with_name(f".{work.name}.lock"), "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise SettingError(f"--data_dir: {work.parent} cannot be written to ({error.strerror})") from error
-    with lock:
+    with contextlib.ExitStack() as stack:
+        try:
+            work.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(work.with_name(f".{work.name}.lock"), "w"))
+        except OSError as error:
+            raise SettingError(f"--data_dir: {work.parent} cannot be written to ({error.strerror})") from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -22,8 +22,8 @@ class Source(Protocol):
     """Random access to images and labels.
 
     Hashable, as objects are unless they define equality. `name` is its name in `SOURCES`; `classes` the class names in
-    label order, empty where there are no labels;
-    `fingerprint` a short hash of what identifies the data, so that a resumed run can tell whether it is the same.
+    label order, empty where there are no labels; `fingerprint` a short hash of what identifies the data, so that a
+    resumed run can tell whether it is the same.
     """
 
     name: str

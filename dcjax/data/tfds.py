@@ -16,6 +16,7 @@ from dcjax.data.source import SPLIT_ALIASES, did_you_mean, fingerprint, first_li
 from dcjax.errors import SettingError
 
 OTHER_FILES = 512  # files that a process has open besides those of a set
+MANY_FILES = 65_536
 OPENERS = 32  # files of a set that are opened at a time, where each waits for a network
 
 
@@ -155,6 +156,7 @@ def allow_open_files(count: int) -> None:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + OTHER_FILES
+    enough = max(wanted, MANY_FILES)  # of other sets too
     if soft == resource.RLIM_INFINITY or wanted <= soft:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
@@ -162,7 +164,7 @@ def allow_open_files(count: int) -> None:
             f"data.dataset: its {count} files stay open while it is read, but a process may open {hard}; "
             f"raise the limit (ulimit -n {wanted})"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough if hard == resource.RLIM_INFINITY else min(enough, hard), hard))
 
 
 def _prepared_folder(dir: str, dataset: str) -> str:

@@ -3,87 +3,18 @@
 import gc
 import itertools
 import math
-import threading
 import time
 import weakref
 
 import cv2
 import numpy as np
 import pytest
+from numbered import Numbered, equal, evaluate, indices, loader, stream
 from scipy import stats
 
-from dcjax.data import Subset, crops, eval_batches, open_source, train_loader
+from dcjax.data import crops, eval_batches, open_source
 from dcjax.data.loader import epoch_order
-from dcjax.data.source import DamagedImageError
 from dcjax.errors import SettingError
-
-
-class Numbered:
-    """Images of one size whose pixels spell their index; counts the reads of each."""
-
-    name = "numbered"
-    classes = ("even", "odd")
-    fingerprint = "numbered"
-
-    def __init__(self, count, side=4, sides=None):
-        self.count, self.side, self.sides = count, side, sides or {}
-        self.reads = np.zeros(count, int)
-        self.broken = set()
-        self._lock = threading.Lock()
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, i):
-        with self._lock:
-            self.reads[i] += 1
-        if i in self.broken:
-            raise SettingError(f"{self.image_name(i)}: not an image")
-        side = self.sides.get(i, self.side)
-        return np.broadcast_to(np.array([i // 256, i % 256, 0], np.uint8), (side, side, 3)), i % 2
-
-    def labels(self):
-        return np.arange(self.count, dtype=np.int32) % 2
-
-    def image_name(self, i):
-        return f"numbered image {i}"
-
-
-def indices(batch):
-    """The indices that the pixels of a batch spell."""
-    corner = batch["image"].reshape(len(batch["image"]), -1, 3)[:, 0].astype(int)
-    return corner[:, 0] * 256 + corner[:, 1]
-
-
-def loader(source, batch_size, seed=0, stored_size=4, views=2, threads=2, prefetch=2, **options):
-    settings = {"size": 3, "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)} | options
-    return train_loader(
-        source,
-        batch_size=batch_size,
-        seed=seed,
-        stored_size=stored_size,
-        views=views,
-        threads=threads,
-        prefetch=prefetch,
-        **settings,
-    )
-
-
-def evaluate(source, batch_size, stored_size=4, size=3, threads=2, **options):
-    return list(
-        eval_batches(source, batch_size=batch_size, size=size, stored_size=stored_size, threads=threads, **options)
-    )
-
-
-def equal(one, other):
-    assert one.keys() == other.keys()
-    for key in one:
-        assert one[key].dtype == other[key].dtype
-        np.testing.assert_array_equal(one[key], other[key])
-
-
-def stream(source, batches, batch_size, **options):
-    return np.concatenate([indices(b) for b in itertools.islice(loader(source, batch_size, **options), batches)])
 
 
 def test_batch_of_whole_images():
@@ -315,73 +246,6 @@ def test_eval_can_be_left_early():
 def test_batch_size_mistakes(make, options, message):
     with pytest.raises(SettingError, match=message):
         make(Numbered(20), **options)
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-@pytest.mark.parametrize("batch_size", [8, 256])
-@pytest.mark.parametrize("stored_size", [0, 4])
-def test_an_image_that_cannot_be_read(threads, batch_size, stored_size):
-    source = Numbered(256)
-    expected = list(itertools.islice(loader(source, batch_size, stored_size=stored_size), 256 // batch_size))
-    source = Numbered(256)
-    bad = int(indices(expected[-1])[-1])
-    source.broken = {bad}
-    reader = loader(source, batch_size, stored_size=stored_size, threads=threads)
-    for batch in expected[:-1]:
-        equal(next(reader), batch)
-    for _ in range(2):  # and again when asked again
-        with pytest.raises(SettingError) as caught:
-            next(reader)
-        assert str(caught.value) == f"numbered image {bad}: not an image"  # itself, not wrapped in Grain's words
-        assert reader.step == len(expected) - 1
-    source.broken = set()
-    equal(next(reader), expected[-1])  # nothing was skipped
-    source = Numbered(256)
-    source.broken = {bad}
-    with pytest.raises(SettingError, match=f"^numbered image {bad}: not an image"):
-        evaluate(source, batch_size, stored_size, threads=threads)
-
-
-class Damaged(Numbered):
-    """Some images do not decode."""
-
-    def __getitem__(self, i):
-        if i in self.broken:
-            raise DamagedImageError(f"{self.image_name(i)}: damaged")
-        return super().__getitem__(i)
-
-
-@pytest.mark.parametrize("stored_size", [0, 4])
-def test_the_next_image_stands_in_for_a_damaged_one(stored_size, caplog):
-    def damaged(broken):
-        source = Damaged(64)
-        source.broken = broken
-        return source
-
-    source = damaged({5, 6, 63})
-    settings = {"stored_size": stored_size, "max_damaged": 0.05}
-    whole, mended = (list(itertools.islice(loader(s, 16, **settings), 8)) for s in (Damaged(64), source))
-    stands_in = np.arange(64)
-    stands_in[[5, 6, 63]] = 7, 7, 0
-    for a, b in zip(whole, mended, strict=True):
-        np.testing.assert_array_equal(indices(b), stands_in[indices(a)])
-        np.testing.assert_array_equal(b["label"], indices(b) % 2)
-        np.testing.assert_array_equal(b["position"], a["position"])
-    evaluated = np.concatenate([indices(b) for b in evaluate(source, 16, stored_size, max_damaged=0.05)])
-    np.testing.assert_array_equal(evaluated, stands_in)
-    # Two epochs and an evaluation: each is named once.
-    expected = {f"damaged image: numbered image {i}: damaged" for i in (5, 6, 63)}
-    # Of a subset as of the whole, with the whole's tolerance.
-    part = Subset(source, np.array([40, 6, 9]))
-    evaluated = np.concatenate([indices(b) for b in evaluate(part, 3, stored_size, max_damaged=0.05)])
-    np.testing.assert_array_equal(evaluated, [40, 7, 9])
-    assert len(caplog.records) == 3
-    assert {record.getMessage() for record in caplog.records} == expected
-    message = r"^4 of the 64 images cannot be decoded, more than data.max_damaged = 0.05 allows: numbered image 5: dam"
-    with pytest.raises(SettingError, match=message):
-        evaluate(damaged({5, 6, 7, 63}), 16, stored_size, max_damaged=0.05)
-    with pytest.raises(SettingError, match=r"^1 of the 64 images .* data.max_damaged = 0 allows: numbered image 9"):
-        evaluate(damaged({9}), 16, stored_size)
 
 
 def test_an_image_of_another_size():
