@@ -1,4 +1,4 @@
-r"""SimCLR with the paper's three heads: `mlp` (2 hidden layers with BN), `linear`, or `none` (Table 1).
+r"""SimCLR with the paper's three heads: `mlp` (two linear layers with BN), `linear`, or `none` (Table 1).
 
 Command:   python -m dcjax.main --config=configs/simclr.py:mlp --workdir=runs/simclr-mlp
            python -m dcjax.main --config=configs/simclr.py:linear,cifar10 \

@@ -22,7 +22,7 @@ class Projector(nn.Module):
 
     Attributes:
       d0: dimensions that are kept, for `direct`, `low_rank` and `low_rank_diagonal`.
-      hidden: width of the hidden layers of `mlp`.
+      hidden: width of the hidden layer of `mlp`.
       features: width of the embedding, for `linear` and `mlp`.
       dtype: compute dtype of the trained layers; parameters and batch statistics are float32.
     """
@@ -50,23 +50,22 @@ class Linear(Projector):
 
 
 class MLP(Projector):
-    """SimCLR's head in the paper's recipe: linear, BN, ReLU, linear, BN, ReLU, linear, BN, without biases.
+    """SimCLR's head in the paper's recipe: linear, BN, ReLU, linear, BN, without biases.
 
-    The layer widths are 2048-2048-128 in the paper. The last BN has a scale and an offset, like the others.
+    The widths are 2048 and 128 in the paper, on a representation of 2048. Both BNs have a scale and an offset.
     """
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
-        widths = (self.hidden, self.hidden, self.features)
-        z = r
-        for i, width in enumerate(widths, 1):
-            z = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=_torch_linear, name=f"linear{i}")(z)
-            z = nn.BatchNorm(
-                use_running_average=not train, momentum=BN_MOMENTUM, epsilon=1e-5, dtype=self.dtype, name=f"bn{i}"
-            )(z)
-            if i < len(widths):
-                z = nn.relu(z)
-        return z
+        z = nn.relu(self._layer(r, self.hidden, 1, train))
+        return self._layer(z, self.features, 2, train)
+
+    def _layer(self, x: jax.Array, width: int, number: int, train: bool) -> jax.Array:
+        linear = nn.Dense(width, use_bias=False, dtype=self.dtype, kernel_init=_torch_linear, name=f"linear{number}")
+        batch_norm = nn.BatchNorm(
+            use_running_average=not train, momentum=BN_MOMENTUM, epsilon=1e-5, dtype=self.dtype, name=f"bn{number}"
+        )
+        return batch_norm(linear(x))
 
 
 class Direct(Projector):
