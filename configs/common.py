@@ -57,6 +57,7 @@ def recipe() -> ConfigDict:
             "augment": {
                 "crop_scale": (0.08, 1.0),
                 "crop_ratio": (3 / 4, 4 / 3),
+                "interpolation": "bicubic",  # or bilinear; antialiased
                 "flip": 0.5,
                 "jitter": 0.8,
                 "brightness": 0.4,
@@ -75,6 +76,11 @@ def recipe() -> ConfigDict:
                 "epochs": 100,
                 "batch_size": 256,
                 "learning_rate": 0.1,
+                # The paper's numbers come from a script that makes a cosine schedule and never steps it.
+                "schedule": "constant",  # or cosine, stepped once an epoch
+                # Of the random crops, the centre crop, and images of another size: torchvision's default, which the
+                # authors' probe used.
+                "interpolation": "bilinear",  # or bicubic; antialiased
                 "momentum": 0.9,
                 "weight_decay": 1e-6,
                 "labels_per_class": 0,  # 0: all labels

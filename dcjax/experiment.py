@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from dcjax.config import Config
 from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
 from dcjax.data.augment import Augmentation, normalize
+from dcjax.data.crops import INTERPOLATIONS
 from dcjax.errors import SettingError, unknown_name
-from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
+from dcjax.evaluation import SCHEDULES, Batch, Encode, Features, extract, make_encode
 from dcjax.losses import LOSSES
 from dcjax.mesh import make_mesh
 from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
@@ -55,7 +56,9 @@ class Experiment:
     width: int
     augmentation: Augmentation
 
-    def train_batches(self, source: Source, *, batch_size: int, views: int, stream: Stream) -> TrainLoader:
+    def train_batches(
+        self, source: Source, *, batch_size: int, views: int, interpolation: str, stream: Stream
+    ) -> TrainLoader:
         """This process's share of shuffled batches without end, in the order (and with the host crops) of a stream."""
         data = self.config.data
         return train_loader(
@@ -66,6 +69,7 @@ class Experiment:
             stored_size=data.stored_size,
             scale=self.augmentation.crop_scale,
             ratio=self.augmentation.crop_ratio,
+            interpolation=interpolation,
             views=views,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -82,6 +86,7 @@ class Experiment:
             batch_size=self.eval_batch_size,
             size=data.image_size,
             stored_size=data.stored_size,
+            interpolation=self.config.probe.interpolation,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=data.threads,
@@ -96,7 +101,11 @@ class Experiment:
     def normalized(self, images: jax.Array) -> jax.Array:
         """uint8 images `[n, s, s, 3]` as the encoder takes them, without augmentation."""
         return normalize(
-            images, size=self.config.data.image_size, mean=self.augmentation.mean, std=self.augmentation.std
+            images,
+            size=self.config.data.image_size,
+            interpolation=self.config.probe.interpolation,
+            mean=self.augmentation.mean,
+            std=self.augmentation.std,
         )
 
     @functools.cached_property
@@ -121,7 +130,7 @@ def build(config: Config) -> Experiment:
     Raises:
       ValueError: any setting that cannot be used, before anything is compiled.
     """
-    check_counts(config)
+    check_values(config)
     mesh = make_mesh(config.devices)
     if config.loss.name not in LOSSES:
         raise unknown_name("loss.name", config.loss.name, LOSSES)
@@ -166,8 +175,8 @@ def build(config: Config) -> Experiment:
     )
 
 
-def check_counts(config: Config) -> None:
-    """Raises `ValueError` for a count that is too small to mean anything."""
+def check_values(config: Config) -> None:
+    """Raises `ValueError` for a number out of its range or a name that is not known."""
     counts = {
         "log_every_steps": (config.log_every_steps, 1),
         "checkpoint_every_steps": (config.checkpoint_every_steps, 1),
@@ -189,6 +198,12 @@ def check_counts(config: Config) -> None:
             raise SettingError(f"{setting} must be a finite number, found {value}")
     if not 0 <= config.data.max_damaged < 1:
         raise SettingError(f"data.max_damaged must be a share from 0 to below 1, found {config.data.max_damaged}")
+    for setting, name, known in (
+        ("probe.schedule", config.probe.schedule, SCHEDULES),
+        ("probe.interpolation", config.probe.interpolation, INTERPOLATIONS),
+    ):
+        if name not in known:
+            raise unknown_name(setting, name, known)
     if not (config.probe.learning_rate > 0 and 0 <= config.probe.momentum < 1 and config.probe.weight_decay >= 0):
         raise SettingError(
             "probe.learning_rate must be positive, probe.momentum in [0, 1) and probe.weight_decay at least 0, found "

@@ -90,7 +90,8 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
         checkpointer.save(step, state=state, position={**position, "step": step}, config=json.loads(json.dumps(record)))
 
     # The data, from the position that the step alone determines.
-    loader = experiment.train_batches(source, batch_size=config.batch_size, views=2, stream=Stream.ORDER)
+    crops = {"views": 2, "interpolation": experiment.augmentation.interpolation}
+    loader = experiment.train_batches(source, batch_size=config.batch_size, stream=Stream.ORDER, **crops)
     loader.seek(first_step)
     if jax.process_index() == 0:
         replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")

@@ -230,6 +230,7 @@ def run_sgd_probes(
 def make_represent(experiment: Experiment, variables: Any) -> Callable[[dict[str, np.ndarray]], Any]:
     """From a host batch to r and labels on the devices: a crop and a flip, then the frozen encoder, compiled once."""
     config, mesh = experiment.config, experiment.mesh
+    augmentation = dataclasses.replace(experiment.augmentation, interpolation=config.probe.interpolation)
 
     def represent(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         images = one_view(
@@ -237,7 +238,7 @@ def make_represent(experiment: Experiment, variables: Any) -> Callable[[dict[str
             device_key(config.seed, Stream.PROBE_AUGMENTATION),
             batch["position"],
             size=config.data.image_size,
-            settings=experiment.augmentation,
+            settings=augmentation,
             cropped=config.data.stored_size == 0,
             mesh=mesh,
         )
@@ -258,7 +259,8 @@ def run_sgd(
     """One run of the paper's probe on a source."""
     config, settings, devices = experiment.config, experiment.config.probe, experiment.mesh.size
     batch_size = max(min(settings.batch_size, len(source)) // devices, 1) * devices
-    loader = experiment.train_batches(source, batch_size=batch_size, views=1, stream=Stream.PROBE_ORDER)
+    crops = {"views": 1, "interpolation": settings.interpolation}
+    loader = experiment.train_batches(source, batch_size=batch_size, stream=Stream.PROBE_ORDER, **crops)
     try:
         return sgd_probe(
             represent,
@@ -271,6 +273,7 @@ def run_sgd(
             batch_size=batch_size,
             epochs=settings.epochs,
             learning_rate=settings.learning_rate,
+            schedule=settings.schedule,
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
             key=device_key(config.seed, Stream.PROBE_CLASSIFIER),
@@ -307,7 +310,9 @@ def pixels(experiment: Experiment, source: Source) -> np.ndarray:
     size = min(data.stored_size or data.image_size, PIXELS)
 
     def forward(_: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        plain = normalize(images, size=size, mean=(0.0,) * 3, std=(1.0,) * 3).reshape(len(images), -1)
+        interpolation = experiment.config.probe.interpolation
+        plain = normalize(images, size=size, interpolation=interpolation, mean=(0.0,) * 3, std=(1.0,) * 3)
+        plain = plain.reshape(len(images), -1)
         return plain, plain[:, :0]
 
     encode = make_encode(forward, experiment.mesh)

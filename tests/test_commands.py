@@ -84,6 +84,9 @@ def test_help(tmp_path, module):
         ({"model__stem": "imagenet"}, "data.image_size must be at least 32 for model.stem 'imagenet', found 8"),
         ({"data__max_damaged": 1.0}, "data.max_damaged must be a share from 0 to below 1, found 1.0"),
         ({"data__threads": -1}, "data.threads must be at least 0, found -1"),
+        ({"probe__schedule": "cosin"}, r"probe.schedule 'cosin' is not known \(did you mean 'cosine'\?\)"),
+        ({"probe__interpolation": "cubic"}, r"probe.interpolation 'cubic' is not known \(did you mean 'bicubic'\?\)"),
+        ({"augment__interpolation": "linear"}, r"augment.interpolation 'linear' is not known .*'bilinear'"),
         ({"probe__batch_size": 0}, "probe.batch_size must be at least 1, found 0"),
     ],
 )

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from dcjax.data import image_ops
-from dcjax.errors import SettingError
+from dcjax.errors import SettingError, unknown_name
 
 # Where each number stands among the uniform numbers of one view. Changing this table changes every draw of every run.
 CROP = slice(0, 2 * image_ops.ATTEMPTS + 2)  # areas, ratios, top, left
@@ -37,6 +37,7 @@ class Augmentation:
     Args:
       crop_scale, crop_ratio: smallest and largest area (share of the image) and aspect ratio (width / height) of
         the crop.
+      interpolation: of the crop, "bicubic" or "bilinear", both antialiased.
       flip, jitter, grayscale: probabilities, equal in both views.
       brightness, contrast, saturation: strength `b`; the factor is drawn from U[max(0, 1 - b), 1 + b].
       hue: strength `h`; the shift is drawn from U[-h, h], in turns of the colour circle.
@@ -55,6 +56,7 @@ class Augmentation:
 
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
+    interpolation: str
     flip: float
     jitter: float
     brightness: float
@@ -69,6 +71,8 @@ class Augmentation:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
+        if self.interpolation not in image_ops.KERNELS:
+            raise unknown_name("augment.interpolation", self.interpolation, image_ops.KERNELS)
         for name in ("crop_scale", "crop_ratio", "blur", "blur_sigma", "solarize"):
             self._set(name, _floats(name, getattr(self, name), 2))
         for name in ("mean", "std"):
@@ -172,7 +176,7 @@ def one_view(
       seed_key: the key of the run.
       positions: `[n]`, each example's position in the global stream.
       size: side of the view in pixels.
-      settings: the augmentation; only crop, flip, mean and std are used.
+      settings: the augmentation; only crop, interpolation, flip, mean and std are used.
       cropped: whether the host has cropped already.
       mesh: as in `two_views`.
 
@@ -188,13 +192,19 @@ def one_view(
 
 
 def normalize(
-    images: UInt8[Array, "n s s 3"], *, size: int, mean: Sequence[float], std: Sequence[float]
+    images: UInt8[Array, "n s s 3"],
+    *,
+    size: int,
+    interpolation: str,
+    mean: Sequence[float],
+    std: Sequence[float],
 ) -> Float[Array, "n size size 3"]:
     """Images for evaluation: resized if they must be, then normalised.
 
     Args:
       images: `[n, s, s, 3]` uint8.
-      size: side of the result in pixels; another `s` is resized by the resampler of the training crops.
+      size: side of the result in pixels; images of another side are resized.
+      interpolation: of that resize, a key of `image_ops.KERNELS`.
       mean, std: per channel.
 
     Returns:
@@ -208,7 +218,8 @@ def normalize(
     def one(image: Array) -> Array:
         x = _planar(image)
         if x.shape[1:] != (size, size):
-            x = image_ops.resized_crop(x, jnp.asarray((0, 0, *x.shape[1:]), jnp.int32), size=size)
+            whole = jnp.asarray((0, 0, *x.shape[1:]), jnp.int32)
+            x = image_ops.resized_crop(x, whole, size=size, interpolation=interpolation)
         return _standardize(x, mean, std)
 
     return jax.vmap(one)(images)
@@ -244,7 +255,7 @@ def _views(
         if not cropped:
             scale, ratio = settings.crop_scale, settings.crop_ratio
             box = image_ops.crop_box(u[CROP], height=x.shape[1], width=x.shape[2], scale=scale, ratio=ratio)
-            x = image_ops.resized_crop(x, box, size=size)
+            x = image_ops.resized_crop(x, box, size=size, interpolation=settings.interpolation)
         x = _sometimes(u[FLIP], settings.flip, image_ops.flip, x)
         if colour:
             x = _recolour(x, u, view, settings)

@@ -18,6 +18,7 @@ Box = tuple[int, int, int, int]
 ATTEMPTS = 10
 JPEG = b"\xff\xd8"  # how such a file begins
 DRAWS = 2 * ATTEMPTS + 2
+INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -94,11 +95,22 @@ def random_resized_crop_box(
 
 
 def crop_resize(
-    image: UInt8[np.ndarray, "h w 3"], box: Box, size: int, *, out: np.ndarray | None = None
+    image: UInt8[np.ndarray, "h w 3"], box: Box, size: int, *, interpolation: str, out: np.ndarray | None = None
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The box `(top, left, h, w)` of the image, resized to `[size, size, 3]`; written to `out` where it is given."""
+    """Resizes a box of the image.
+
+    Args:
+      image: `[h, w, 3]` uint8.
+      box: `(top, left, h, w)` in pixels.
+      size: side of the result.
+      interpolation: a key of `INTERPOLATIONS`.
+      out: `[size, size, 3]` uint8, contiguous; the result is written to it.
+
+    Returns:
+      `[size, size, 3]` uint8, close to PIL's antialiased resize of the box.
+    """
     top, left, h, w = box
-    return _resize(image[top : top + h, left : left + w], size, size, out)
+    return _resize(image[top : top + h, left : left + w], size, size, interpolation, out)
 
 
 def random_crops(
@@ -109,6 +121,7 @@ def random_crops(
     position: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    interpolation: str,
 ) -> None:
     """Independent random resized crops of one image, one per view.
 
@@ -118,10 +131,11 @@ def random_crops(
       seed: of the run.
       position: the example's position in the global stream.
       scale, ratio: as in `random_resized_crop_box`.
+      interpolation: a key of `INTERPOLATIONS`.
     """
     for view, u in zip(out, view_draws(seed, position), strict=False):
         box = random_resized_crop_box(u, image.shape[0], image.shape[1], scale=scale, ratio=ratio)
-        crop_resize(image, box, len(view), out=view)
+        crop_resize(image, box, len(view), interpolation=interpolation, out=view)
 
 
 def view_draws(seed: int, position: int) -> list[list[float]]:
@@ -131,28 +145,63 @@ def view_draws(seed: int, position: int) -> list[list[float]]:
     return np.random.Generator(np.random.Philox(key=key)).random((2, DRAWS)).tolist()
 
 
-def center_crop(image: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
+def center_crop(
+    image: UInt8[np.ndarray, "h w 3"], size: int, *, interpolation: str
+) -> UInt8[np.ndarray, "size size 3"]:
     """The crop for evaluation: the shorter side resized to 256/224 of `size`, then the central `[size, size, 3]`.
 
-    Source: section 4 of the paper (256 and 224); the rounding is that of torchvision's `Resize` and `CenterCrop`.
+    Args:
+      image: `[h, w, 3]` uint8.
+      size: side of the crop.
+      interpolation: a key of `INTERPOLATIONS`.
+
+    Returns:
+      `[size, size, 3]` uint8, contiguous.
+
+    References:
+      Section 4 of the paper (256 and 224); the rounding is that of torchvision's `Resize` and `CenterCrop`.
     """
     height, width = image.shape[:2]
     short = round(size * 256 / 224)
     h = short if height <= width else int(short * height / width)
     w = short if width <= height else int(short * width / height)
     top, left = round((h - size) / 2), round((w - size) / 2)
-    return np.ascontiguousarray(_resize(image, h, w)[top : top + size, left : left + size])
+    return np.ascontiguousarray(_resize(image, h, w, interpolation)[top : top + size, left : left + size])
 
 
-def _resize(image: np.ndarray, height: int, width: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Close to PIL's antialiased bicubic resize, at the speed of OpenCV's, which aliases when it shrinks."""
+def _resize(
+    image: np.ndarray, height: int, width: int, interpolation: str, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Close to PIL's antialiased resize, at the speed of OpenCV's, which aliases when it shrinks."""
     scales = image.shape[0] / height, image.shape[1] / width
     if min(scales) > 1 and max(scales) > 7 / 3:
+        if interpolation == "bilinear":
+            # PIL's triangle, as wide as two output pixels, is the convolution of two boxes of one output pixel each.
+            # Averaging over areas is one of them.
+            image = _low_pass(image, *map(_box, scales))
         return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA)
+    flag = INTERPOLATIONS[interpolation]
     if max(scales) > 1:
         # PIL widens its kernel by the scale. A low pass of three taps before a kernel of fixed width comes nearest to
-        # that with outer taps of (scale - 1) / 4: on photographs nearer than averaging areas, in half of its time.
+        # that with outer taps of (scale - 1) / 4, for both kernels: on photographs nearer than averaging areas, in half
+        # of its time.
         outer = [min(max((scale - 1) / 4, 0), 1 / 3) for scale in scales]
-        rows, columns = (np.array([k, 1 - 2 * k, k], np.float32) for k in outer)
-        image = cv2.sepFilter2D(image, -1, columns, rows, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_CUBIC)
+        if interpolation == "bilinear" and max(scales) < 1.5:
+            # A narrow bilinear kernel blurs pixels between its samples and leaves the others sharp. The cubic one
+            # hardly blurs, so that the low pass alone gives every pixel the triangle's variance, scale^2 / 6.
+            flag, outer = cv2.INTER_CUBIC, [max(scale, 1) ** 2 / 12 for scale in scales]
+        image = _low_pass(image, *([k, 1 - 2 * k, k] for k in outer))
+    return cv2.resize(image, (width, height), dst=out, interpolation=flag)
+
+
+def _low_pass(image: np.ndarray, down: Sequence[float], across: Sequence[float]) -> np.ndarray:
+    """The image convolved with the taps of each axis; the pixels at the border are repeated."""
+    kernels = np.array(across, np.float32), np.array(down, np.float32)
+    return cv2.sepFilter2D(image, -1, *kernels, borderType=cv2.BORDER_REPLICATE)
+
+
+def _box(width: float) -> list[float]:
+    """The taps of an average over `width` pixels, a number above 1; the outer pixels count in part."""
+    whole = 2 * math.ceil((width - 1) / 2) - 1
+    part = (width - whole) / 2
+    return [tap / width for tap in (part, *[1.0] * whole, part)]

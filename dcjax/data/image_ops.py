@@ -69,19 +69,22 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Array:
     return jnp.asarray(((height - h) // 2, (width - w) // 2, h, w), jnp.int32)
 
 
-def resized_crop(image: Image, box: Int[Array, "4"], *, size: int) -> Float[Array, "3 size size"]:
-    """The box of the image, resized to `[3, size, size]` by antialiased bicubic interpolation and clipped to [0, 1].
+def resized_crop(image: Image, box: Int[Array, "4"], *, size: int, interpolation: str) -> Float[Array, "3 size size"]:
+    """The box of the image, resized to `[3, size, size]` by antialiased interpolation and clipped to [0, 1].
 
     Args:
       image: `[3, h, w]` in [0, 1].
       box: `(top, left, h, w)` in pixels.
       size: side of the result.
+      interpolation: a key of `KERNELS`.
 
-    Source: Keys (1981) with a = -0.5, the kernel of PIL's and torchvision's bicubic resize of the cropped image.
+    References:
+      PIL's resize of the cropped image, and torchvision's with antialiasing; bicubic: Keys (1981) with a = -0.5.
     """
     top, left, h, w = box
-    rows = _bicubic(top, h, image.shape[1], size)
-    columns = _bicubic(left, w, image.shape[2], size)
+    kernel = KERNELS[interpolation]
+    rows = _weights(kernel, top, h, image.shape[1], size)
+    columns = _weights(kernel, left, w, image.shape[2], size)
     # The default precision of a matrix product is TF32 on GPU and bfloat16 on TPU, which is coarser than 8-bit pixels.
     precision = jax.lax.Precision.HIGHEST
     image = jnp.einsum("oh,chw->cow", rows, image, precision=precision)
@@ -89,7 +92,21 @@ def resized_crop(image: Image, box: Int[Array, "4"], *, size: int) -> Float[Arra
     return jnp.clip(image, 0.0, 1.0)  # bicubic overshoots at edges
 
 
-def _bicubic(start: Array, extent: Array, inputs: int, outputs: int) -> Array:
+def _linear(x: Array) -> Array:
+    return jnp.maximum(1.0 - x, 0.0)
+
+
+def _cubic(x: Array) -> Array:
+    near = (1.5 * x - 2.5) * x * x + 1.0
+    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+
+
+# By name, functions of the distance from the output's centre. `crops.INTERPOLATIONS` has the same names.
+KERNELS: dict[str, Callable[[Array], Array]] = {"bilinear": _linear, "bicubic": _cubic}
+
+
+def _weights(kernel: Callable[[Array], Array], start: Array, extent: Array, inputs: int, outputs: int) -> Array:
     """Weights `[outputs, inputs]` of one axis. Pixels outside the crop weigh 0, so that the shape stays static."""
     # Distance of pixel centre i + 1/2 from output centre (o + 1/2) * extent / outputs, in units of an input pixel when
     # enlarging and of an output pixel when shrinking: the kernel widens to the pixels that one output stands for. Two
@@ -97,11 +114,8 @@ def _bicubic(start: Array, extent: Array, inputs: int, outputs: int) -> Array:
     pixels = jnp.arange(inputs, dtype=jnp.int32)[None, :] - start
     distance = (2 * pixels + 1) * outputs - (2 * jnp.arange(outputs, dtype=jnp.int32)[:, None] + 1) * extent
     x = jnp.abs(distance).astype(jnp.float32) / (2 * jnp.maximum(extent, outputs)).astype(jnp.float32)
-    near = (1.5 * x - 2.5) * x * x + 1.0
-    far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    kernel = jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
-    kernel = jnp.where((pixels >= 0) & (pixels < extent), kernel, 0.0)
-    return kernel / jnp.sum(kernel, axis=1, keepdims=True)
+    weights = jnp.where((pixels >= 0) & (pixels < extent), kernel(x), 0.0)
+    return weights / jnp.sum(weights, axis=1, keepdims=True)
 
 
 def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:

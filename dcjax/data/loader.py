@@ -74,6 +74,7 @@ def train_loader(
     stored_size: int,
     scale: tuple[float, float],
     ratio: tuple[float, float],
+    interpolation: str,
     views: int,
     process_index: int = 0,
     process_count: int = 1,
@@ -94,6 +95,7 @@ def train_loader(
       stored_size: side that every image has, where images are passed whole and cropped on the device; 0 to crop here.
       scale: smallest and largest area of a crop, as a fraction of the image's.
       ratio: smallest and largest width / height of a crop.
+      interpolation: of a crop made here, a key of `crops.INTERPOLATIONS`.
       views: crops per image, 1 or 2.
       process_index: this process.
       process_count: number of processes that share a batch.
@@ -133,7 +135,8 @@ def train_loader(
                 image, place["label"][j] = read_image(source, i, max_damaged=max_damaged)
                 # [size, size, 3] of one view, or [2, size, size, 3]
                 out = place["image"][j].reshape(views, size, size, 3)
-                crops.random_crops(image, out, seed=seed, position=position, scale=scale, ratio=ratio)
+                draw = {"seed": seed, "position": position, "scale": scale, "ratio": ratio}
+                crops.random_crops(image, out, **draw, interpolation=interpolation)
         return shared
 
     import grain  # imports JAX, which who only opens a source need not wait for
@@ -160,6 +163,7 @@ def eval_batches(
     batch_size: int,
     size: int,
     stored_size: int,
+    interpolation: str,
     process_index: int = 0,
     process_count: int = 1,
     threads: int,
@@ -174,6 +178,7 @@ def eval_batches(
       batch_size: the global batch.
       size: side of the centre crop in pixels.
       stored_size: side that every image has, where images are passed whole; 0 to crop.
+      interpolation: of the crop, a key of `crops.INTERPOLATIONS`.
       process_index: this process.
       process_count: number of processes that share a batch.
       threads: reader threads.
@@ -215,7 +220,7 @@ def eval_batches(
         else:
             for j, i in enumerate(indices.tolist()):
                 image, place["label"][j] = read_image(source, i, max_damaged=max_damaged)
-                place["image"][j] = crops.center_crop(image, size)
+                place["image"][j] = crops.center_crop(image, size, interpolation=interpolation)
         return shared
 
     batches = -(-len(source) // batch_size)

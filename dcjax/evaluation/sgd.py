@@ -12,12 +12,18 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from dcjax.errors import SettingError
+from dcjax.errors import SettingError, unknown_name
 from dcjax.evaluation.linear import Classifier, top_k_accuracy
 
 BATCHES_IN_FLIGHT = 2  # batches whose representations may be on their way at once
 
 Classifiers = dict[str, tuple[jax.Array, jax.Array]]
+
+# By name, functions of the epoch (from 0) and the number of epochs to a factor of the learning rate.
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda epoch, epochs: 1.0,
+    "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * epoch / epochs)),
+}
 
 
 def sgd_probe(
@@ -32,15 +38,17 @@ def sgd_probe(
     batch_size: int,
     epochs: int,
     learning_rate: float,
+    schedule: str,
     momentum: float,
     weight_decay: float,
     key: jax.Array,
 ) -> dict[str, dict[str, float]]:
     """Trains linear classifiers on parts of the representation, all in one pass over the images.
 
-    SGD with momentum, g = gradient + wd w, mu = m mu + g, w = w - lr mu; the learning rate follows a cosine to zero
-    that is stepped once per epoch; kernels start from N(0, 0.01^2), biases from 0. The classifiers share nothing: each
-    is trained as if it were alone. The test features do not depend on them, so the caller computes those once.
+    SGD with momentum, g = gradient + wd w, mu = m mu + g, w = w - lr mu; kernels start from N(0, 0.01^2), biases from
+    0. The learning rate is constant or follows a cosine to zero that is stepped once per epoch. The paper's numbers
+    come from a constant one: its published script makes the cosine and never steps it. The classifiers share nothing:
+    each is trained as if it were alone. The test features do not depend on them, so the caller computes those once.
 
     Args:
       represent: from a host batch to r `[b, d]` and labels `[b]` on the devices: augmentation and frozen encoder.
@@ -51,17 +59,20 @@ def sgd_probe(
       classes: number of classes.
       images: number of training images, which is an epoch.
       batch_size, epochs, learning_rate, momentum, weight_decay: of SGD.
+      schedule: of the learning rate, a key of `SCHEDULES`.
       key: the kernels are drawn from it.
 
     Returns:
       name to `top1` and `top5` after the last epoch, and `best_top1`, the best after any epoch.
 
     Raises:
-      ValueError: a classifier that diverged.
+      SettingError: an unknown schedule, or a classifier that diverged.
 
     References:
       Jing et al., ICLR 2022, section 6 (linear probe); the recipe of its published runs.
     """
+    if schedule not in SCHEDULES:
+        raise unknown_name("probe.schedule", schedule, SCHEDULES)
     classifiers, buffers = initial_classifiers(columns, width=test_r.shape[1], classes=classes, key=key)
     step = make_step(dict(columns), momentum=momentum, weight_decay=weight_decay)
     test_x, targets = jnp.asarray(test_r), jnp.asarray(test_labels)
@@ -73,7 +84,7 @@ def sgd_probe(
         while done < math.ceil(epoch * images / batch_size):
             r, labels = represent(next(batches))
             # The epoch of a batch is that of its first image.
-            rate = learning_rate * 0.5 * (1 + math.cos(math.pi * (done * batch_size // images) / epochs))
+            rate = learning_rate * SCHEDULES[schedule](done * batch_size // images, epochs)
             classifiers, buffers = step(classifiers, buffers, r, labels, rate)
             in_flight.append(r)
             if len(in_flight) > BATCHES_IN_FLIGHT:

@@ -104,6 +104,7 @@ def _loader(source: Any, args: argparse.Namespace) -> TrainLoader:
         stored_size=0,
         scale=SCALE,
         ratio=RATIO,
+        interpolation="bicubic",
         views=2,
         threads=args.cores,
         prefetch=READ_AHEAD,
@@ -177,7 +178,7 @@ def _stages(source: Any, files: Any, args: argparse.Namespace) -> dict[str, floa
     augment = _augment()
 
     def crop(i: int) -> None:
-        crops.random_crops(images[i], views[i], seed=0, position=i, scale=SCALE, ratio=RATIO)
+        crops.random_crops(images[i], views[i], seed=0, position=i, scale=SCALE, ratio=RATIO, interpolation="bicubic")
 
     # What a stage makes of an image is dropped before the next, as in the loader, so that memory is reused.
     per_image: dict[str, Callable[[int], Any]] = {

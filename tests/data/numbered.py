@@ -47,7 +47,7 @@ def indices(batch):
 
 
 def loader(source, batch_size, seed=0, stored_size=4, views=2, threads=2, prefetch=2, **options):
-    settings = {"size": 3, "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)} | options
+    settings = {"size": 3, "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "interpolation": "bicubic"} | options
     return train_loader(
         source,
         batch_size=batch_size,
@@ -61,9 +61,8 @@ def loader(source, batch_size, seed=0, stored_size=4, views=2, threads=2, prefet
 
 
 def evaluate(source, batch_size, stored_size=4, size=3, threads=2, **options):
-    return list(
-        eval_batches(source, batch_size=batch_size, size=size, stored_size=stored_size, threads=threads, **options)
-    )
+    settings = {"size": size, "stored_size": stored_size, "interpolation": "bilinear", "threads": threads} | options
+    return list(eval_batches(source, batch_size=batch_size, **settings))
 
 
 def equal(one, other):

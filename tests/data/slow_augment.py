@@ -11,7 +11,8 @@ from dcjax.data import augment
 from dcjax.data.augment import Augmentation
 
 PAPER = dict(
-    crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), flip=0.5, jitter=0.8, brightness=0.4, contrast=0.4,
+    crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), interpolation="bicubic", flip=0.5, jitter=0.8,
+    brightness=0.4, contrast=0.4,
     saturation=0.2, hue=0.1, grayscale=0.2, blur=(1.0, 0.1), blur_sigma=(0.1, 2.0), solarize=(0.0, 0.2),
     mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
 )  # fmt: skip
@@ -50,24 +51,29 @@ def check_planar(found: jax.Array, expected: np.ndarray, tolerance: float = 1e-5
     check(jnp.moveaxis(found, -3, -1), expected, tolerance)
 
 
-def slow_weights(start: int, extent: int, inputs: int, outputs: int) -> np.ndarray:
+def slow_weights(start: int, extent: int, inputs: int, outputs: int, interpolation: str) -> np.ndarray:
+    def triangle(x: float) -> float:
+        return max(1 - abs(x), 0.0)
+
     def keys(x: float) -> float:
         x = abs(x)
         if x < 1:
             return 1.5 * x**3 - 2.5 * x**2 + 1
         return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
 
+    kernel = {"bilinear": triangle, "bicubic": keys}[interpolation]
     weights = np.zeros((outputs, inputs))
     scale = extent / outputs
     for o in range(outputs):
         for i in range(start, start + extent):
-            weights[o, i] = keys((i - start + 0.5 - (o + 0.5) * scale) / max(scale, 1.0))
+            weights[o, i] = kernel((i - start + 0.5 - (o + 0.5) * scale) / max(scale, 1.0))
     return weights / weights.sum(1, keepdims=True)
 
 
-def slow_resize(image: np.ndarray, box: tuple[int, ...], size: int) -> np.ndarray:
+def slow_resize(image: np.ndarray, box: tuple[int, ...], size: int, interpolation: str) -> np.ndarray:
     top, left, h, w = box
-    rows, columns = slow_weights(top, h, image.shape[0], size), slow_weights(left, w, image.shape[1], size)
+    rows = slow_weights(top, h, image.shape[0], size, interpolation)
+    columns = slow_weights(left, w, image.shape[1], size, interpolation)
     return np.clip(np.einsum("oh,pw,hwc->opc", rows, columns, image), 0, 1)
 
 
@@ -117,7 +123,8 @@ def slow_blur(image: np.ndarray, sigma: float, radius: int) -> np.ndarray:
 
 
 def slow_view(image: np.ndarray, u: np.ndarray, view: int, size: int, s: Augmentation) -> np.ndarray:
-    x = slow_resize(image / 255, slow_box(u, *image.shape[:2], s.crop_scale, s.crop_ratio), size)
+    box = slow_box(u, *image.shape[:2], s.crop_scale, s.crop_ratio)
+    x = slow_resize(image / 255, box, size, s.interpolation)
     if u[augment.FLIP] < s.flip:
         x = x[:, ::-1]
     if u[augment.JITTER] < s.jitter:

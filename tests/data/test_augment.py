@@ -60,10 +60,19 @@ def test_host_crops_pass_through_and_the_probe_only_crops_and_flips():
 
 def test_normalize():
     images, settings = noise(3, 20, 20, 3), Augmentation(**PAPER)
-    scale = functools.partial(jax.jit(normalize, static_argnames=("size", "mean", "std")), mean=settings.mean)
-    check(scale(images, size=20, std=settings.std), (images / 255 - settings.mean) / settings.std)
-    resized = np.stack([slow_resize(i / 255, (0, 0, 20, 20), 12) for i in images])
-    check(scale(images, size=12, std=settings.std), (resized - settings.mean) / settings.std, 5e-5)
+    scale = functools.partial(
+        jax.jit(normalize, static_argnames=("size", "interpolation", "mean", "std")), mean=settings.mean
+    )
+    check(
+        scale(images, size=20, interpolation="bilinear", std=settings.std),
+        (images / 255 - settings.mean) / settings.std,
+    )
+    resized = np.stack([slow_resize(i / 255, (0, 0, 20, 20), 12, "bilinear") for i in images])
+    check(
+        scale(images, size=12, interpolation="bilinear", std=settings.std),
+        (resized - settings.mean) / settings.std,
+        5e-5,
+    )
 
 
 def test_what_is_off_is_not_traced_and_keeps_grey_images_grey():

@@ -7,11 +7,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dcjax.data.crops import DRAWS, center_crop, crop_resize, decode, random_crops, random_resized_crop_box
+from dcjax.data.crops import (
+    DRAWS,
+    INTERPOLATIONS,
+    center_crop,
+    crop_resize,
+    decode,
+    random_crops,
+    random_resized_crop_box,
+)
+from dcjax.data.image_ops import KERNELS
 from dcjax.data.source import DamagedImageError
 from dcjax.errors import SettingError
 
-DRAW = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+BOX = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+DRAW = dict(BOX, interpolation="bicubic")
 
 
 def two_crops(image: np.ndarray, *, size: int, **options) -> np.ndarray:
@@ -24,6 +34,14 @@ def smooth(height: int, width: int) -> np.ndarray:
     """An image in which every place has its own colour: red grows downwards, green to the right."""
     y, x = np.mgrid[:height, :width]
     return np.stack([255 * y / (height - 1), 255 * x / (width - 1), np.full((height, width), 40)], -1).astype(np.uint8)
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Noise whose amplitudes fall with the frequency, as in photographs."""
+    rng = np.random.default_rng(0)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) + 1 / max(height, width)
+    noise = [np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / frequency).real for _ in range(3)]
+    return np.clip(127 + 50 * np.stack(noise, -1) / np.std(noise), 0, 255).astype(np.uint8)
 
 
 def test_boxes_have_torchvisions_distribution():
@@ -58,7 +76,7 @@ def test_small_images_give_boxes_inside():
     rng = np.random.default_rng(1)
     for height, width in ((1, 1), (1, 7), (5, 2), (3, 3)):
         for _ in range(50):
-            top, left, h, w = random_resized_crop_box(rng.random(DRAWS), height, width, **DRAW)
+            top, left, h, w = random_resized_crop_box(rng.random(DRAWS), height, width, **BOX)
             assert 0 <= top <= top + h <= height
             assert 0 <= left <= left + w <= width
             assert min(h, w) >= 1
@@ -89,41 +107,40 @@ def test_consecutive_positions_give_independent_boxes():
 
 def test_crop_resize_takes_the_box():
     image = smooth(101, 201)
-    small = crop_resize(image, (20, 40, 60, 80), 10)
+    small = crop_resize(image, (20, 40, 60, 80), 10, interpolation="bicubic")
     assert small.shape == (10, 10, 3)
     rows, columns = 20 + 60 * (np.arange(10) + 0.5) / 10 - 0.5, 40 + 80 * (np.arange(10) + 0.5) / 10 - 0.5
     np.testing.assert_allclose(small[:, 3, 0], 255 * rows / 100, atol=1.5)  # 8-bit image, 8-bit result
     np.testing.assert_allclose(small[3, :, 1], 255 * columns / 200, atol=1.5)
-    large = crop_resize(image, (20, 40, 30, 40), 64)
+    large = crop_resize(image, (20, 40, 30, 40), 64, interpolation="bicubic")
     rows = 20 + 30 * (np.arange(64) + 0.5) / 64 - 0.5
     np.testing.assert_allclose(large[4:-4, 30, 0], 255 * rows[4:-4] / 100, atol=1.5)
 
 
-def test_shrinking_does_not_alias():
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_shrinking_does_not_alias(interpolation):
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 254
-    small = crop_resize(stripes, (0, 0, 256, 256), 100)
+    small = crop_resize(stripes, (0, 0, 256, 256), 100, interpolation=interpolation)
     assert np.ptp(small.astype(int)) <= 110  # a mean of 2.56 columns; without averaging the whole 254 would show
     assert abs(small.mean() - 127) < 2
-    half = crop_resize(stripes, (0, 0, 256, 256), 128)
+    half = crop_resize(stripes, (0, 0, 256, 256), 128, interpolation=interpolation)
     np.testing.assert_array_equal(half[:, 2:-2], 127)  # at the border the outer pixel counts twice
 
 
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 @pytest.mark.parametrize("scale", [0.4, 0.8, 1.2, 1.5, 2.0, 2.6])
-def test_resize_is_close_to_that_of_pil(scale):
+def test_resize_is_close_to_that_of_pil(scale, interpolation):
     pil = pytest.importorskip("PIL.Image")
-    rng, side = np.random.default_rng(0), round(96 * scale)
-    # Amplitudes fall with the frequency, as in photographs.
-    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)) + 1 / side
-    noise = np.stack([np.fft.ifft2(np.fft.fft2(rng.normal(size=(side, side))) / frequency).real for _ in range(3)], -1)
-    image = np.clip(127 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
-    expected = np.asarray(pil.fromarray(image).resize((96, 96), pil.Resampling.BICUBIC)).astype(float)
+    side = round(96 * scale)
+    image = photograph(side, side)
+    expected = np.asarray(pil.fromarray(image).resize((96, 96), pil.Resampling[interpolation.upper()])).astype(float)
 
     def error(found: np.ndarray) -> float:
         return np.sqrt(np.mean((found - expected) ** 2))
 
-    ours = error(crop_resize(image, (0, 0, side, side), 96))
-    plain = error(cv2.resize(image, (96, 96), interpolation=cv2.INTER_CUBIC))
+    ours = error(crop_resize(image, (0, 0, side, side), 96, interpolation=interpolation))
+    plain = error(cv2.resize(image, (96, 96), interpolation=INTERPOLATIONS[interpolation]))
     assert ours < 4  # of 255
     assert ours < (plain / 2 if scale > 1 else plain + 1e-9)
 
@@ -131,7 +148,7 @@ def test_resize_is_close_to_that_of_pil(scale):
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (256, 256), (257, 511), (40, 50)])
 def test_center_crop(height, width):
     image = smooth(height, width)
-    crop = center_crop(image, 224)
+    crop = center_crop(image, 224, interpolation="bilinear")
     assert crop.shape == (224, 224, 3)
     assert crop.flags["C_CONTIGUOUS"]
     # 224 of the 256 pixels of the shorter side: the colours of the middle, and their range.
@@ -142,9 +159,26 @@ def test_center_crop(height, width):
         assert abs((line[-1] - line[0]) - 255 * share / side) < 255 * 3 / min(height, width, 100)
 
 
+@pytest.mark.parametrize(("height", "width"), [(375, 500), (500, 375), (300, 280), (700, 700)])
+def test_center_crop_is_close_to_that_of_pil(height, width):
+    """The probe's 256/224: the shorter side by PIL's antialiased bilinear resize, then the middle."""
+    pil = pytest.importorskip("PIL.Image")
+    image = photograph(height, width)
+    resized = pil.fromarray(image).resize(
+        (256 * width // min(height, width), 256 * height // min(height, width)), pil.Resampling.BILINEAR
+    )
+    left, top = round((resized.width - 224) / 2), round((resized.height - 224) / 2)
+    expected = np.asarray(resized)[top : top + 224, left : left + 224].astype(float)
+    assert np.sqrt(np.mean((center_crop(image, 224, interpolation="bilinear") - expected) ** 2)) < 4  # of 255
+
+
+def test_host_and_device_know_the_same_interpolations():
+    assert INTERPOLATIONS.keys() == KERNELS.keys()
+
+
 def test_center_crop_of_the_right_size_is_a_slice():
     image = np.random.default_rng(0).integers(0, 256, (256, 300, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(center_crop(image, 224), image[16:240, 38:262])
+    np.testing.assert_array_equal(center_crop(image, 224, interpolation="bilinear"), image[16:240, 38:262])
 
 
 def test_decode_round_trip_and_channel_order():
@@ -183,8 +217,8 @@ def test_decode_takes_every_kind_of_image(mode):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1)])
 def test_sides_of_one_pixel(height, width):
     image = decode(cv2.imencode(".png", np.full((height, width, 3), 7, np.uint8))[1].tobytes(), "thin.png")
-    np.testing.assert_array_equal(center_crop(image, 8), 7)
-    views = two_crops(image, seed=0, position=1, size=8, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
+    np.testing.assert_array_equal(center_crop(image, 8, interpolation="bilinear"), 7)
+    views = two_crops(image, seed=0, position=1, size=8, **DRAW)
     assert views.shape == (2, 8, 8, 3)
     np.testing.assert_array_equal(views, 7)
 

@@ -87,29 +87,34 @@ def test_jitter_of_some_operations(strengths):
 BOXES = [(0, 0, 24, 30), (3, 5, 20, 21), (7, 9, 6, 5), (0, 29, 24, 1), (2, 0, 11, 30)]
 
 
+@pytest.mark.parametrize("interpolation", image_ops.KERNELS)
 @pytest.mark.parametrize("size", [7, 32])
-def test_resized_crop(size):
+def test_resized_crop(size, interpolation):
     image = photo(24, 30)
-    resize = jax.jit(image_ops.resized_crop, static_argnames="size")
+    jitted = jax.jit(image_ops.resized_crop, static_argnames=("size", "interpolation"))
+    resize = functools.partial(jitted, interpolation=interpolation)
     for box in BOXES:
         found = resize(planar(image), jnp.asarray(box, jnp.int32), size=size)
-        check_planar(found, slow_resize(image, box, size))
+        check_planar(found, slow_resize(image, box, size, interpolation))
     whole = resize(planar(image[:, :24]), jnp.asarray((0, 0, 24, 24), jnp.int32), size=24)
     check_planar(whole, image[:, :24], 1e-6)
 
 
+@pytest.mark.parametrize("interpolation", image_ops.KERNELS)
 @pytest.mark.parametrize("size", [7, 32])
-def test_resized_crop_is_that_of_pil(size):
+def test_resized_crop_is_that_of_pil(size, interpolation):
     pil = pytest.importorskip("PIL.Image")
+    resampling = pil.Resampling[interpolation.upper()]
     image = noise(24, 30, 3)
     smooth = np.round(255 * (0.5 + 0.4 * np.sin(np.mgrid[:24, :30].sum(0)[..., None] / np.array([4.0, 6.0, 9.0]))))
-    resize = jax.jit(image_ops.resized_crop, static_argnames="size")
+    jitted = jax.jit(image_ops.resized_crop, static_argnames=("size", "interpolation"))
+    resize = functools.partial(jitted, interpolation=interpolation)
     for top, left, h, w in BOXES:
         corners, box = (left, top, left + w, top + h), jnp.asarray((top, left, h, w), jnp.int32)
         # In floating point PIL rounds nothing, so noise will do; in 8 bits it rounds and clips after either axis.
         floats = [pil.fromarray((image[..., c] / 255).astype(np.float32)).crop(corners) for c in range(3)]
-        expected = np.stack([np.asarray(f.resize((size, size), pil.Resampling.BICUBIC)) for f in floats], axis=-1)
+        expected = np.stack([np.asarray(f.resize((size, size), resampling)) for f in floats], axis=-1)
         check_planar(resize(planar(image / 255), box, size=size), np.clip(expected, 0, 1))
-        bytes_ = pil.fromarray(smooth.astype(np.uint8)).crop(corners).resize((size, size), pil.Resampling.BICUBIC)
+        bytes_ = pil.fromarray(smooth.astype(np.uint8)).crop(corners).resize((size, size), resampling)
         found = resize(planar(smooth / 255), box, size=size)
         check_planar(found, np.asarray(bytes_) / 255, 1.2 / 255)

@@ -38,7 +38,7 @@ def test_batch_of_crops(views, shape):
 @pytest.mark.parametrize("views", [1, 2])
 def test_crops_follow_seed_and_position(views):
     source = open_source("digits", dir="", dataset="", split="test")
-    draw = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33)}
+    draw = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "interpolation": "bilinear"}
     batch = next(loader(source, 16, seed=5, stored_size=0, views=views, size=6, **draw))
     order = stream(Numbered(len(source)), 1, 16, seed=5)  # the order depends on the seed and the length alone
     for j, i in enumerate(order):
@@ -232,7 +232,7 @@ def test_eval_is_balanced_over_processes(count, processes):
 
 
 def test_eval_can_be_left_early():
-    batches = eval_batches(Numbered(100), batch_size=10, size=3, stored_size=4, threads=2)
+    batches = eval_batches(Numbered(100), batch_size=10, size=3, stored_size=4, interpolation="bilinear", threads=2)
     assert next(batches)["mask"].all()
     batches.close()
 
@@ -281,4 +281,4 @@ def test_image_files(tmp_path):
     assert sorted(batch["label"]) == [0] * 4 + [1] * 4 + [2] * 4
     (tested,) = evaluate(source, 12, stored_size=0, size=16)
     np.testing.assert_array_equal(tested["label"], [source[i][1] for i in range(len(source))])
-    np.testing.assert_array_equal(tested["image"][5], crops.center_crop(source[5][0], 16))
+    np.testing.assert_array_equal(tested["image"][5], crops.center_crop(source[5][0], 16, interpolation="bilinear"))

@@ -332,7 +332,7 @@ loaded = {{"jax", "grain", "tensorflow", "tensorflow_datasets", "sklearn"}} & se
 assert not loaded, loaded
 source = dcjax.data.open_source("tfds", dir={tfds_dir!r}, dataset="tiny", split="train")
 loader = dcjax.data.train_loader(source, batch_size=4, seed=0, size=4, stored_size=0, scale=(0.2, 1.0),
-                                 ratio=(0.75, 1.33), views=2, threads=2, prefetch=1)
+                                 ratio=(0.75, 1.33), interpolation="bicubic", views=2, threads=2, prefetch=1)
 assert next(loader)["image"].shape == (4, 2, 4, 4, 3)
 assert sum(source[i][1] for i in range(len(source))) == 5
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
