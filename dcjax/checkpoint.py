@@ -1,5 +1,6 @@
 """Asynchronous Orbax checkpoints: train state, position and config, in a step folder that is whole or absent."""
 
+import os
 import pathlib
 import shutil
 from typing import Any
@@ -120,6 +121,12 @@ class Checkpointer:
         return SettingError(
             f"checkpoints cannot be written to {self._folder} ({error}); the earlier ones are as they were"
         )
+
+
+def holds_checkpoint(workdir: str | os.PathLike[str]) -> bool:
+    """Whether a run's folder holds a complete checkpoint; creates nothing."""
+    folder = pathlib.Path(workdir).expanduser() / FOLDER
+    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
 
 
 def abstract_state(state_shapes: Any, sharding: jax.sharding.Sharding) -> Any:

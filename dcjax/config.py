@@ -21,11 +21,12 @@ CONFIG_FILE = "config.json"
 # A ConfigDict. Its own type makes every access a union of all that a config could hold.
 Config = Any
 
-# A run may change these when it resumes: they decide how long it goes on, where it reads and what it reports, not what
-# it trains. A prefix names all keys below it.
+# The length of a run. Another one is another schedule: `dcjax.pretrain.check_length` decides about it.
+LENGTH = ("total_epochs", "total_steps")
+
+# A run may change these when it resumes: they decide where it reads and what it reports, not what it trains. A prefix
+# names all keys below it.
 MAY_CHANGE = (
-    "total_epochs",
-    "total_steps",
     "log_every_steps",
     "checkpoint_every_steps",
     "data.dir",
@@ -196,13 +197,13 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
       config: the config of the command.
 
     Raises:
-      ValueError: keys that differ, other than those in `MAY_CHANGE`.
+      ValueError: keys that differ, other than those in `MAY_CHANGE` and `LENGTH`.
     """
     old, new = flatten(saved), flatten(config)
     differing = [
         f"{key} ({old.get(key, 'absent')} in the checkpoint, {new.get(key, 'absent')} now)"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in MAY_CHANGE)
+        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in (*MAY_CHANGE, *LENGTH))
     ]
     if differing:
         raise SettingError(

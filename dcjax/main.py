@@ -19,6 +19,11 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser(prog="python -m dcjax.main", description=__doc__ or "")
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="the config file (required)")
     parser.add_argument("--workdir", help="the run's folder (default: runs/CONFIG[-ARGUMENT])")
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="go on with a run to another total_steps or total_epochs, although its learning rate then jumps",
+    )
     processes.add_process_flags(parser)
     spec, config, rest = parse_config(argv)
     flags = parser.parse_args(rest)
@@ -34,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     processes.join_processes(flags)
     with processes.one_of_several():
-        pretrain(config, workdir)
+        pretrain(config, workdir, extend=flags.extend)
         if config.probe.after_training:
             probe(workdir)
 

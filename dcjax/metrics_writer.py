@@ -15,25 +15,26 @@ METRICS_FILE = "metrics.jsonl"
 
 
 class MetricsWriter:
-    """Writes scalars by step; a run that resumes at step s keeps its lines up to s and writes the later ones anew.
+    """Writes scalars by step; a run that resumes keeps the earlier lines and writes the later ones anew.
 
     Args:
       workdir: the run's folder.
       first_step: the step that the run starts or resumes from.
+      kept_step: the last step whose line is kept.
       total_steps: its last step, for the bar.
       batch_size: images per step, for the rate.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, first_step: int, total_steps: int, batch_size: int):
+    def __init__(self, workdir: pathlib.Path, *, first_step: int, kept_step: int, total_steps: int, batch_size: int):
         self._active = jax.process_index() == 0
         if not self._active:
             return
         path = workdir / METRICS_FILE
         if path.exists():
-            kept = [row for row in read_metrics(workdir) if row["step"] <= first_step]
+            kept = [row for row in read_metrics(workdir) if row["step"] <= kept_step]
             replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._lines = path.open("a")
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step + 1)
+        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=kept_step + 1)
         self._bar = tqdm(
             total=total_steps * batch_size,
             initial=first_step * batch_size,

@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from dcjax.errors import SettingError
@@ -34,15 +34,21 @@ class Monitor:
       writer: where the averages go.
       every: steps to a line; the first step has a line of its own.
       batch_size: images to a step.
-      first_step: the step before the first that will be pushed.
+      sums: `sums` of the checkpoint that the run goes on from, so that its lines are those of a run without a stop.
     """
 
-    def __init__(self, writer: MetricsWriter, every: int, batch_size: int, first_step: int):
+    def __init__(self, writer: MetricsWriter, *, every: int, batch_size: int, sums: Mapping[str, float]):
         self._writer, self._every, self._batch_size = writer, every, batch_size
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
-        self._rows: list[dict[str, float]] = []
-        self._last_step = first_step
+        self._sums = dict(sums)
+        self._last_step = 0
+        self._read_since = 0  # steps read by this process since the last line
         self._since = time.perf_counter()
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """The sums of the scalars since the last regular line, and under `steps` the number of steps; or nothing."""
+        return dict(self._sums)
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the scalars of a step that was just dispatched, and reads those of an earlier one."""
@@ -56,13 +62,14 @@ class Monitor:
             self._read()
 
     def flush(self) -> None:
-        """Writes the average of the steps since the last line."""
-        if self._rows:
+        """Writes the average of the steps since the last line, if there was one."""
+        if self._read_since:
             now = time.perf_counter()
-            means = {name: float(np.mean([row[name] for row in self._rows])) for name in self._rows[0]}
-            means["images_per_second"] = len(self._rows) * self._batch_size / (now - self._since)
+            steps = self._sums.pop("steps")
+            means = {name: total / steps for name, total in self._sums.items()}
+            means["images_per_second"] = self._read_since * self._batch_size / (now - self._since)
             self._writer.write(self._last_step, means)
-            self._rows, self._since = [], now
+            self._sums, self._read_since, self._since = {}, 0, now
 
     def _read(self) -> None:
         step, metrics = self._in_flight.popleft()
@@ -74,8 +81,10 @@ class Monitor:
                     f"{name} is {row[name]} at step {step}; the last checkpoint is good. A lower "
                     "optimizer.learning_rate (or a longer warm-up) in a new workdir is the usual cure"
                 )
-        self._rows.append(row)
+        for name, value in {"steps": 1, **row}.items():
+            self._sums[name] = self._sums.get(name, 0) + value
         self._last_step = step
+        self._read_since += 1
         self._writer.advance()
         if step == 1 or step % self._every == 0:
             self.flush()

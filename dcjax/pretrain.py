@@ -1,5 +1,6 @@
 """Contrastive pre-training: read `pretrain` from top to bottom."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space
+from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
 from dcjax.collapse import plot_spectra, spectrum
 from dcjax.config import CONFIG_FILE, Config, check_same_run
 from dcjax.data import Subset
@@ -37,7 +39,7 @@ SPECTRUM_IMAGES = 25_600  # of the training split, where it stands in for a test
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
+def pretrain(config: Config, workdir: str | os.PathLike[str], *, extend: bool = False) -> TrainState:
     """Trains an encoder as a config says, from the last checkpoint in `workdir` if there is one.
 
     Writes `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `spectrum.npz` and
@@ -46,6 +48,7 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
     Args:
       config: as the files in `configs/` make it.
       workdir: the run's folder, made where it is missing.
+      extend: go on with a run to another length, although its learning rate then jumps; the run must exist.
 
     Returns:
       The trained state.
@@ -59,8 +62,13 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
     experiment = build(config)
     mesh, source = experiment.mesh, experiment.train_source
     check_batch(config.batch_size, mesh)
-    total_steps, warmup_steps = run_lengths(config, len(source))
-    optimizer, schedule = make_optimizer(config, total_steps=total_steps, warmup_steps=warmup_steps)
+    total_steps, _ = run_lengths(config, len(source))
+    schedule = make_schedule(config, len(source))
+    optimizer = make_optimizer(config, schedule)
+    if extend and not holds_checkpoint(workdir):
+        raise SettingError(
+            f"--extend goes on with a run, and --workdir {workdir} holds none; leave it out to begin one"
+        )
     workdir = open_workdir(workdir)  # last, so that a command that is refused leaves nothing behind
 
     # The step as one program over the mesh. The old state's memory becomes the new one's.
@@ -82,12 +90,15 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
 
     # The state, from the checkpoint or from the seed.
     checkpointer = Checkpointer(workdir)
-    position = {"batch_size": config.batch_size, "seed": config.seed, "data": source.fingerprint}
-    state, first_step = start_or_resume(experiment, optimizer, checkpointer, position, workdir)
+    state, saved = start_or_resume(experiment, optimizer, checkpointer, workdir)
+    first_step = saved.step if saved else 0
+    if saved:
+        check_length(saved, experiment, schedule, extend=extend)
 
     def save(step: int) -> None:
-        record = config.to_dict()
-        checkpointer.save(step, state=state, position={**position, "step": step}, config=json.loads(json.dumps(record)))
+        position = {"step": step, "batch_size": config.batch_size, "seed": config.seed, "data": source.fingerprint}
+        record = {**position, "unlogged": monitor.sums}
+        checkpointer.save(step, state=state, position=record, config=json.loads(json.dumps(config.to_dict())))
 
     # The data, from the position that the step alone determines.
     crops = {"views": 2, "interpolation": experiment.augmentation.interpolation}
@@ -96,8 +107,16 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
     if jax.process_index() == 0:
         replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
         print(describe(experiment, first_step, total_steps), flush=True)
-    writer = MetricsWriter(workdir, first_step=first_step, total_steps=total_steps, batch_size=config.batch_size)
-    monitor = Monitor(writer, every=config.log_every_steps, batch_size=config.batch_size, first_step=first_step)
+    # Steps that no regular line averages yet: the run was stopped between two lines, and its last one is not kept.
+    unlogged = saved.unlogged if saved and first_step < total_steps else {}
+    writer = MetricsWriter(
+        workdir,
+        first_step=first_step,
+        kept_step=first_step - bool(unlogged),
+        total_steps=total_steps,
+        batch_size=config.batch_size,
+    )
+    monitor = Monitor(writer, every=config.log_every_steps, batch_size=config.batch_size, sums=unlogged)
 
     # The loop.
     step = first_step
@@ -134,24 +153,26 @@ def pretrain(config: Config, workdir: str | os.PathLike[str]) -> TrainState:
     return state
 
 
-def make_optimizer(
-    config: Config, *, total_steps: int, warmup_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optimiser of a config and its learning-rate schedule."""
-    settings = config.optimizer
-    schedule = warmup_cosine(
-        learning_rate=settings.learning_rate,
+def make_schedule(config: Config, images: int) -> optax.Schedule:
+    """The learning-rate schedule of a config with so many training images."""
+    total_steps, warmup_steps = run_lengths(config, images)
+    return warmup_cosine(
+        learning_rate=config.optimizer.learning_rate,
         warmup_steps=warmup_steps,
         total_steps=total_steps,
-        final_scale=settings.final_scale,
+        final_scale=config.optimizer.final_scale,
     )
-    optimizer = lars(
+
+
+def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimiser of a config."""
+    settings = config.optimizer
+    return lars(
         schedule,
         momentum=settings.momentum,
         weight_decay=settings.weight_decay,
         trust_coefficient=settings.trust_coefficient,
     )
-    return optimizer, schedule
 
 
 def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
@@ -162,6 +183,41 @@ def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], ja
         return loss
     tiles = None if block_size == "auto" else int(block_size)
     return functools.partial(loss, block_size=tiles, mesh=mesh)
+
+
+def make_objective(network: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., Any]:
+    """What a step minimises: the contrastive loss of two views, and the loss of the online classifier.
+
+    Returns:
+      A pure function of `(params, state, x, x_prime, labels)` to the objective and `(batch_stats, metrics)`; `state`
+      gives the batch statistics and the fixed matrices.
+    """
+
+    def objective(
+        params: Any, state: TrainState, x: jax.Array, x_prime: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        def apply(images: jax.Array, batch_stats: Any) -> tuple[Any, Any]:
+            variables = {"params": params, "batch_stats": batch_stats, "constants": state.constants}
+            out, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+            return out, updates["batch_stats"]
+
+        # Each view has its own batch statistics over the global batch, as in the authors' two calls.
+        (_, z, logits), batch_stats = apply(x, state.batch_stats)
+        (_, z_prime, _), batch_stats = apply(x_prime, batch_stats)
+        contrastive = loss(z, z_prime)
+        if logits is None:
+            return contrastive, (batch_stats, {"loss": contrastive})
+        online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+        right = jnp.argmax(logits, axis=1) == labels
+        metrics = {
+            "loss": contrastive,
+            "online_loss": online,
+            "online_accuracy": jnp.mean(right.astype(jnp.float32)),
+        }
+        # The gradient of the online loss ends at the classifier: r stands behind a stopped gradient.
+        return contrastive + online, (batch_stats, metrics)
+
+    return objective
 
 
 def make_train_step(
@@ -180,35 +236,14 @@ def make_train_step(
     Returns:
       A function of the state and a batch of `image`, `label` and `position` to the next state and the step's scalars.
     """
+    objective = make_objective(network, loss)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = device_key(seed, Stream.AUGMENTATION)
         images, positions = batch["image"], batch["position"]
         x, x_prime = two_views(images, key, positions, size=image_size, settings=augmentation, mesh=mesh)
-
-        def objective(params: Any) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-            def apply(images: jax.Array, batch_stats: Any) -> tuple[Any, Any]:
-                variables = {"params": params, "batch_stats": batch_stats, "constants": state.constants}
-                out, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
-                return out, updates["batch_stats"]
-
-            # Each view has its own batch statistics over the global batch, as in the authors' two calls.
-            (_, z, logits), batch_stats = apply(x, state.batch_stats)
-            (_, z_prime, _), batch_stats = apply(x_prime, batch_stats)
-            contrastive = loss(z, z_prime)
-            if logits is None:
-                return contrastive, (batch_stats, {"loss": contrastive})
-            online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]))
-            right = jnp.argmax(logits, axis=1) == batch["label"]
-            metrics = {
-                "loss": contrastive,
-                "online_loss": online,
-                "online_accuracy": jnp.mean(right.astype(jnp.float32)),
-            }
-            # The gradient of the online loss ends at the classifier: r stands behind a stopped gradient.
-            return contrastive + online, (batch_stats, metrics)
-
-        gradient, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        differentiate = jax.grad(objective, has_aux=True)
+        gradient, (batch_stats, metrics) = differentiate(state.params, state, x, x_prime, batch["label"])
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics |= {
@@ -224,14 +259,25 @@ def make_train_step(
     return train_step
 
 
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What a checkpoint tells besides the state.
+
+    Attributes:
+      step: optimiser steps taken.
+      config: the run's config when it was written, nested.
+      unlogged: `Monitor.sums` at that step.
+    """
+
+    step: int
+    config: dict[str, Any]
+    unlogged: dict[str, float]
+
+
 def start_or_resume(
-    experiment: Experiment,
-    optimizer: optax.GradientTransformation,
-    checkpointer: Checkpointer,
-    position: dict[str, Any],
-    workdir: pathlib.Path,
-) -> tuple[TrainState, int]:
-    """The state to begin with and its step: the last checkpoint's, or one drawn from the seed."""
+    experiment: Experiment, optimizer: optax.GradientTransformation, checkpointer: Checkpointer, workdir: pathlib.Path
+) -> tuple[TrainState, Saved | None]:
+    """The state to begin with: the last checkpoint's and what else it tells, or one drawn from the seed and None."""
     config, everywhere = experiment.config, replicated(experiment.mesh)
 
     def initial_state() -> TrainState:
@@ -241,15 +287,48 @@ def start_or_resume(
     step = checkpointer.latest_step()
     if step is None:
         check_free_space(workdir, shapes)
-        return jax.jit(initial_state, out_shardings=everywhere)(), 0
-    saved_position, saved_config = checkpointer.restore_record(step)
+        return jax.jit(initial_state, out_shardings=everywhere)(), None
+    position, saved_config = checkpointer.restore_record(step)
     check_same_run(saved_config, config)
-    if saved_position["data"] != position["data"]:
+    if position["data"] != experiment.train_source.fingerprint:
         raise SettingError(
             f"data.dir {config.data.dir or '(default)'} holds other images than the run in {workdir} was trained on; "
             "point it at the same ones or use another --workdir"
         )
-    return checkpointer.restore_state(step, abstract_state(shapes, everywhere)), step
+    state = checkpointer.restore_state(step, abstract_state(shapes, everywhere))
+    return state, Saved(step, saved_config, position["unlogged"])
+
+
+def check_length(saved: Saved, experiment: Experiment, schedule: optax.Schedule, *, extend: bool) -> None:
+    """Refuses another length of a run where the learning rate would jump, or says so where that is asked for.
+
+    The schedule depends on the length: a run that ends with a rate near zero goes on with a large one when its length
+    is doubled. During the warm-up nothing jumps, and another length is accepted.
+
+    Raises:
+      ValueError: the rate of the next step differs and `extend` is not set, or the run is already longer.
+    """
+    images = len(experiment.train_source)
+    before = ConfigDict(saved.config)
+    lengths = [run_lengths(config, images)[0] for config in (before, experiment.config)]
+    setting = "total_steps" if experiment.config.total_steps is not None else "total_epochs"
+    if lengths[1] < saved.step:
+        raise SettingError(
+            f"{setting} gives {lengths[1]} steps, but the run has taken {saved.step}; give at least these"
+        )
+    rates = [float(np.asarray(rule(saved.step))) for rule in (make_schedule(before, images), schedule)]
+    if rates[0] == rates[1]:
+        return
+    change = (
+        f"another length ({lengths[0]} steps before, {lengths[1]} now) moves the learning rate of step "
+        f"{saved.step + 1} from {rates[0]:.4g} to {rates[1]:.4g}"
+    )
+    if not extend:
+        raise SettingError(
+            f"{setting}: {change}; use the old value, another --workdir, or --extend to go on all the same"
+        )
+    if jax.process_index() == 0:
+        print(f"dcjax: {change}", flush=True)
 
 
 def describe(experiment: Experiment, first_step: int, total_steps: int) -> str:

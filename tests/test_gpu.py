@@ -41,6 +41,6 @@ def test_features_equal_those_of_the_cpu(run):
 
 
 def test_a_run_resumes_and_is_probed(run):
-    state = pretrain(tiny_config(total_steps=3, data__image_size=16, batch_size=64), run)
+    state = pretrain(tiny_config(total_steps=3, data__image_size=16, batch_size=64), run, extend=True)
     assert int(state.step) == 3
     assert probe(run, features="all")["r"].top1 > 0.2

@@ -27,12 +27,13 @@ class Network(nn.Module):
           train: batch statistics of the batch (and their running averages updated) or the running ones.
 
         Returns:
-          r `[n, d]` and z `[n, e]` in float32, and the logits `[n, classes]` of the online classifier, or None. The
-          classifier sees r behind a stopped gradient: it measures the encoder and does not train it.
+          r `[n, d]` and z `[n, e]` in float32 (float64 where the encoder computes in it), and the logits `[n, classes]`
+          of the online classifier, or None. The classifier sees r behind a stopped gradient: it measures the encoder
+          and does not train it.
         """
         r = self.encoder(images, train=train)
         z = self.projector(r, train=train)
-        r, z = r.astype(jnp.float32), z.astype(jnp.float32)
+        r, z = (rows.astype(jnp.promote_types(rows.dtype, jnp.float32)) for rows in (r, z))
         if not self.classes:
             return r, z, None
         classifier = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.01), name="classifier")

@@ -153,7 +153,7 @@ class ResNet(nn.Module):
             to be named in `mutable`); otherwise use the running statistics.
 
         Returns:
-          Representations `[n, d]`, float32: the global average pool after the last ReLU.
+          Representations `[n, d]`, float32 (float64 where `dtype` is): the global average pool after the last ReLU.
         """
         channels = int(BASE_CHANNELS * self.width)
         # `train` decides what is traced, so the rematerialised block takes it as a static argument (self is 0).
@@ -171,7 +171,7 @@ class ResNet(nn.Module):
                 strides = 2 if stage > 0 and index == 0 else 1
                 name = f"layer{stage + 1}_{index}"
                 h = block(filters=channels * 2**stage, strides=strides, dtype=self.dtype, name=name)(h, train)
-        return jnp.mean(h, axis=(1, 2), dtype=jnp.float32)  # [n, d]
+        return jnp.mean(h, axis=(1, 2), dtype=jnp.promote_types(h.dtype, jnp.float32))  # [n, d]
 
 
 ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)

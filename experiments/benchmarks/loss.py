@@ -2,14 +2,16 @@
 
     python -m experiments.benchmarks.loss --sizes 1024 4096 --dims 128
     python -m experiments.benchmarks.loss --sizes 8192 --dims 128 --devices 8
+    python -m experiments.benchmarks.loss --loss info_nce --sizes 1024 2048 4096 --devices 8 --no-torch
 
-NT-Xent of n pairs in float32, forward and forward with backward. On one device `tiled` is this package's loss by tiles,
-`plain` the same with all logits at once, `chunked` plain row chunks with `jax.checkpoint`, `optax` is
-`optax.losses.ntxent` (where all its pairs of rows fit), `torch` the plain formula in PyTorch, `lightly`
-its `NTXentLoss` where lightly is installed (both up to 8,192 pairs, for their memory). On several devices `tiled`
-passes the rows around half a ring and `gathered` gathers them all and holds a row share of the logits. All peers must
-find the same value. They are warmed up, then interleaved; the best round counts. One JSON line per case and peer;
-megabytes are those of `compiled.memory_analysis()`, of one device, traffic is what its collectives receive.
+NT-Xent (or InfoNCE) of n pairs in float32, forward and forward with backward. `tiled` is this package's loss by tiles,
+on several devices passed around half a ring; `plain` is the same with all logits at once, of which the compiler gives a
+share to every device. Peers that know NT-Xent alone: on one device `chunked`, plain row chunks with `jax.checkpoint`;
+`optax`, `optax.losses.ntxent` (where all its pairs of rows fit); `torch`, the plain formula in PyTorch; `lightly`, its
+`NTXentLoss` where lightly is installed (both up to 8,192 pairs, for their memory). On several devices `gathered`, which
+gathers the rows and holds a row share of the logits. All peers must find the same value. They are warmed up, then
+interleaved; the best round counts. One JSON line per case and peer; megabytes are those of
+`compiled.memory_analysis()`, of one device, traffic is what its collectives receive.
 """
 
 import argparse
@@ -27,7 +29,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from dcjax.losses import nt_xent, unit_rows
+from dcjax.losses import LOSSES, unit_rows
 
 TEMPERATURE = 0.1
 CHUNK = 512
@@ -152,12 +154,13 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
     z_prime = 0.3 * z + rng.standard_normal((n, d), np.float32)
     mesh = jax.make_mesh((devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, PartitionSpec("data"))
-    losses: dict[str, Callable[..., jax.Array]] = {}
-    tiled = functools.partial(nt_xent, temperature=TEMPERATURE, block_size=args.block_size)
-    if devices > 1:
-        losses = {"tiled": functools.partial(tiled, mesh=mesh), "gathered": functools.partial(_gathered, mesh)}
-    else:
-        losses = {"tiled": tiled, "plain": functools.partial(nt_xent, temperature=TEMPERATURE), "chunked": _chunked}
+    plain = functools.partial(LOSSES[args.loss], temperature=TEMPERATURE)
+    tiled = functools.partial(plain, block_size=args.block_size, mesh=mesh if devices > 1 else None)
+    losses: dict[str, Callable[..., jax.Array]] = {"tiled": tiled, "plain": plain}
+    if args.loss == "nt_xent" and devices > 1:
+        losses["gathered"] = functools.partial(_gathered, mesh)
+    elif args.loss == "nt_xent":
+        losses["chunked"] = _chunked
         if 4 * (2 * n) ** 2 * d <= OPTAX_BYTES:  # all pairs of rows, of which it holds three
             losses["optax"] = _optax
     runs: dict[str, Callable[[], Any]] = {}
@@ -169,7 +172,7 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
         runs[name] = functools.partial(_run, program, views)
         megabytes[name] = program.memory_analysis().temp_size_in_bytes / 1e6
         traffic[name] = _traffic(program.as_text(), devices) / 1e6
-    if devices == 1 and args.torch and n <= TORCH_LIMIT:
+    if devices == 1 and args.loss == "nt_xent" and args.torch and n <= TORCH_LIMIT:
         runs |= _torch_runs(z, z_prime, backward)
     values = {name: run() for name, run in runs.items()}
     np.testing.assert_allclose(list(values.values()), values["tiled"], rtol=1e-4, err_msg=str(values))
@@ -181,7 +184,7 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
             best[name] = min(best[name], time.perf_counter() - start)
     for name, seconds in best.items():
         yield {
-            "case": f"nt_xent, {n} pairs, width {d}, {'value and gradient' if backward else 'value'}",
+            "case": f"{args.loss}, {n} pairs, width {d}, {'value and gradient' if backward else 'value'}",
             "peer": name,
             "milliseconds": round(seconds * 1e3, 2),
             "ratio_to_tiled": round(seconds / best["tiled"], 2),
@@ -198,6 +201,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 4096], help="pairs")
     parser.add_argument("--dims", type=int, nargs="+", default=[128], help="widths of the embedding")
     parser.add_argument("--devices", type=int, default=1, help="virtual devices on CPU, or devices")
+    parser.add_argument("--loss", choices=LOSSES, default="nt_xent")
     parser.add_argument("--block_size", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds")
     parser.add_argument("--torch", action=argparse.BooleanOptionalAction, default=True, help="PyTorch as a peer")
