@@ -57,7 +57,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Strides, padding: Paddin
     kernel, x = _varying_like(kernel, x), _varying_like(x, kernel)
     # The rules are traced when the program is lowered, outside of a `with jax.default_matmul_precision(...)` around
     # this call, so the setting travels with the primitive.
-    precision = jax.config.jax_default_matmul_precision
+    precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
     return _conv2d_p.bind(x, kernel, batch_dims=0, strides=strides, padding=padding, precision=precision)
 
 
@@ -83,7 +83,9 @@ def _varying_like(a: jax.Array, b: jax.Array) -> jax.Array:
     axes = tuple(sorted(_varying_axes(b) - _varying_axes(a)))
     if not axes:
         return a
-    return lax.pcast(a, axes, to="varying") if hasattr(lax, "pcast") else lax.pvary(a, axes)  # JAX 0.7 has no `pcast`
+    if hasattr(lax, "pcast"):
+        return lax.pcast(a, axes, to="varying")
+    return lax.pvary(a, axes)  # pyright: ignore[reportAttributeAccessIssue]  # its name in JAX 0.7
 
 
 def _varying_axes(a: jax.Array) -> frozenset[str]:
