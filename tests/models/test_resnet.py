@@ -1,6 +1,7 @@
 """The encoders: sizes, initial values, precision, recomputation, sharding."""
 
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dcjax.errors import SettingError
-from dcjax.models.resnet import ENCODERS, BasicBlock, Bottleneck, ResNet18, ResNet50, make_encoder
+from dcjax.models import conv
+from dcjax.models.resnet import ENCODERS, BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50, make_encoder
 
 WIDTH = 1 / 16
 
@@ -119,6 +121,47 @@ def test_recomputation_changes_nothing():
     )
     # The compiler may order float32 sums differently.
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-4, atol=1e-5), actual, expected)
+
+
+@pytest.mark.parametrize(
+    "stage_sizes", [(1, 1), pytest.param((2, 2, 2, 2), marks=pytest.mark.slow)], ids=["two blocks", "ResNet-18"]
+)
+def test_hessian_products_equal_those_of_xlas_convolution(stage_sizes, quick_compiles, x64):
+    make = functools.partial(ResNet, stage_sizes, BasicBlock, width=WIDTH, stem="small", dtype=jnp.float64)
+    images = jax.random.normal(jax.random.key(0), (2, 10, 10, 3), jnp.float64)
+    shapes = jax.eval_shape(functools.partial(make().init, train=False), jax.random.key(1), images)
+    rng = np.random.default_rng(0)  # blocks that start as the identity would hide their convolutions
+    variables = jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.1, 0.5, leaf.shape)), shapes)
+    params = variables["params"]
+    along = jax.tree.map(jnp.cos, params)
+    last = f"layer{len(stage_sizes)}_{stage_sizes[-1] - 1}"
+
+    def loss(encoder, params):
+        _, captured = encoder.apply(
+            {**variables, "params": params},
+            images,
+            train=True,
+            capture_intermediates=lambda module, _: module.name == last,
+            mutable=["batch_stats", "intermediates"],
+        )
+        h = captured["intermediates"][last]["__call__"][0]  # the pool that follows rounds to float32
+        return jnp.mean(jnp.square(h))
+
+    def forward_over_reverse(encoder, params):
+        return jax.jvp(jax.grad(functools.partial(loss, encoder)), (params,), (along,))[1]
+
+    def reverse_over_forward(encoder, params):
+        return jax.grad(lambda p: jax.jvp(functools.partial(loss, encoder), (p,), (along,))[1])(params)
+
+    with mock.patch.object(conv, "conv2d", conv.xla_conv2d):
+        expected = jax.jit(functools.partial(forward_over_reverse, make()))(params)
+    actual = jax.jit(lambda p: (forward_over_reverse(make(remat=True), p), reverse_over_forward(make(), p)))(params)
+    for product in actual:
+        jax.tree.map(
+            lambda a, e: np.testing.assert_allclose(a, e, rtol=0, atol=1e-10 * float(jnp.abs(e).max() + 1)),
+            product,
+            expected,
+        )
 
 
 def test_bfloat16():
