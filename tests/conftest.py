@@ -14,6 +14,9 @@ if version("jax").startswith(
     os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "dcjax-test-compile-cache"))
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Most tests compile for longer than they run, and few optimisations halve that. `optimised` is for the others;
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs all of them as users run the code.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax  # noqa: E402  (the environment above must be set before JAX starts)
 import jaxtyping  # noqa: E402
@@ -34,14 +37,15 @@ def strict_dtypes():
 
 
 @pytest.fixture(scope="module")
-def quick_compiles():
-    """Compiles with few optimisations, here and in new processes: for runs of seconds that take longer to compile."""
+def optimised():
+    """Compiles with all of XLA's optimisations, here and in new processes."""
+    before = jax.config.jax_disable_most_optimizations
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        jax.clear_caches()  # or a function compiled for another module would differ from a new process's by roundings
-        jax.config.update("jax_disable_most_optimizations", True)
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.clear_caches()  # a function compiled for another module would keep its program
+        jax.config.update("jax_disable_most_optimizations", False)
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
     jax.clear_caches()
 
 

@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_readme_promises(four_steps):
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory):
+def processes(tmp_path_factory, optimised):
     """Two runs of 4 steps in new processes of one device: one uninterrupted, one stopped by SIGTERM at step 2."""
     folder, config = tmp_path_factory.mktemp("processes"), tiny_config(checkpoint_every_steps=100, log_every_steps=3)
     whole = run_main(folder / "whole", config)

@@ -16,8 +16,6 @@ from dcjax.models.conv import conv2d
 from dcjax.pretrain import pretrain
 from dcjax.probe import PARTS, load_run, main, make_represent, pixels, probe, untrained_variables
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
