@@ -44,14 +44,15 @@ def views(n, d, seed=0, dtype=np.float64):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("temperature", [0.05, 0.1, 1.0])
-@pytest.mark.parametrize(("n", "d"), [(1, 4), (2, 1), (7, 16), (33, 5)])
-def test_value_in_float64(x64, name, temperature, n, d):
+@pytest.mark.parametrize(("n", "d"), [(1, 4), (2, 1), (33, 5)])
+def test_value_in_float64(x64, name, n, d):
     z, z_prime = views(n, d)
-    value = LOSSES[name](z, z_prime, temperature=temperature)
-    assert value.dtype == jnp.float64
-    # A float64 identity: only the order of the sums differs.
-    np.testing.assert_allclose(value, SLOW[name](z, z_prime, temperature), rtol=1e-12, atol=1e-12)
+    loss = jax.jit(LOSSES[name])
+    for temperature in (0.05, 0.1, 1.0):
+        value = loss(z, z_prime, temperature=temperature)
+        assert value.dtype == jnp.float64
+        # A float64 identity: only the order of the sums differs.
+        np.testing.assert_allclose(value, SLOW[name](z, z_prime, temperature), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -72,7 +73,7 @@ def test_a_vanishing_loss_keeps_its_digits(x64, name, dtype):
 def test_gradient_in_float64(x64, name):
     z, z_prime = views(6, 5)
     loss = jax.jit(functools.partial(LOSSES[name], temperature=0.2))
-    check_grads(loss, (z, z_prime), order=2, modes=["rev"], atol=1e-6, rtol=1e-6)
+    check_grads(loss, (z, z_prime), order=1, modes=["fwd", "rev"], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -87,14 +88,22 @@ def test_float32_is_close_to_float64(x64, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_same_under_jit_on_eight_devices_and_with_strict_dtypes(strict_dtypes, name):
-    z, z_prime = views(16, 8, dtype=np.float32)
+def test_eight_devices_equal_one(x64, name):
+    z, z_prime = views(16, 8)
     value_and_gradient = jax.value_and_grad(functools.partial(LOSSES[name], temperature=0.1))
     expected, gradient = jax.jit(value_and_gradient)(z, z_prime)
     split = batch_sharding(make_mesh(8))
     value, sharded = jax.jit(value_and_gradient, in_shardings=(split, split))(z, z_prime)
-    np.testing.assert_allclose(value, expected, rtol=1e-6)
-    np.testing.assert_allclose(sharded, gradient, rtol=1e-5, atol=1e-7)
+    assert value.dtype == jnp.float64
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    np.testing.assert_allclose(sharded, gradient, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_strict_dtypes(strict_dtypes, name):
+    z, z_prime = views(16, 8, dtype=np.float32)
+    value, gradient = jax.jit(jax.value_and_grad(LOSSES[name]))(z, z_prime, temperature=0.1)
+    assert value.dtype == gradient.dtype == jnp.float32
 
 
 def test_bfloat16_rows_are_widened_before_they_are_normalised():
@@ -128,17 +137,19 @@ def test_the_sign_is_right(x64):
 @pytest.mark.parametrize("name", LOSSES)
 def test_one_pair_has_no_loss_and_no_gradient(name):
     z, z_prime = views(1, 4, dtype=np.float32)
-    value, gradient = jax.value_and_grad(LOSSES[name])(z, z_prime, temperature=0.1)
+    value, gradient = jax.jit(jax.value_and_grad(LOSSES[name]))(z, z_prime, temperature=0.1)
     assert value == 0
     np.testing.assert_allclose(gradient, 0, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("size", [1e-30, 1e30])
-def test_norms_of_any_size(name, size):
+def test_norms_of_any_size(name):
     z, z_prime = views(8, 4, dtype=np.float32)
-    expected = LOSSES[name](z, z_prime, temperature=0.1)
-    np.testing.assert_allclose(LOSSES[name](z * np.float32(size), z_prime, temperature=0.1), expected, rtol=1e-5)
+    loss = jax.jit(LOSSES[name])
+    expected = loss(z, z_prime, temperature=0.1)
+    for size in (1e-30, 1e30):
+        # A rounding error of a unit row is one of the logits, times 1 / temperature.
+        np.testing.assert_allclose(loss(z * np.float32(size), z_prime, temperature=0.1), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -146,7 +157,7 @@ def test_a_zero_row_stays_zero_with_zero_gradient(name):
     z, z_prime = views(4, 3, dtype=np.float32)
     z[1] = 0
     np.testing.assert_array_equal(unit_rows(z)[1], 0)
-    value, gradient = jax.value_and_grad(LOSSES[name])(z, z_prime, temperature=0.1)
+    value, gradient = jax.jit(jax.value_and_grad(LOSSES[name]))(z, z_prime, temperature=0.1)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(gradient[1], 0)

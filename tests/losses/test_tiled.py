@@ -12,8 +12,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from dcjax.losses import LOSSES, info_nce, nt_xent
 
-DEVICES = [1, 2, 3, 5, 8]
-
 
 def views(n, d, *, aligned=False, dtype=np.float64, seed=0):
     rng = np.random.default_rng(seed)
@@ -26,9 +24,13 @@ def line(devices, kind=AxisType.Auto, name="data"):
     return jax.make_mesh((devices,), (name,), devices=jax.devices()[:devices], axis_types=(kind,))
 
 
+@functools.cache
+def differentiated(name, **settings):
+    return jax.jit(jax.value_and_grad(functools.partial(LOSSES[name], **settings), argnums=(0, 1)))
+
+
 def value_and_gradients(name, z, z_prime, **settings):
-    loss = functools.partial(LOSSES[name], **settings)
-    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(z, z_prime)
+    value, gradients = differentiated(name, **settings)(z, z_prime)
     return np.asarray(value), np.concatenate([np.asarray(g) for g in gradients])
 
 
@@ -39,14 +41,9 @@ def agree(found, expected, *, value, gradient):
     assert np.linalg.norm(found[1] - expected[1]) <= gradient * (size if size > 1e-9 else 1)
 
 
-# One setting at a time around (257, 16), temperature 0.1, block 100; the slow test takes the whole grid.
-CASES = [
-    *((n, 16, 0.1, 100) for n in (1, 3, 64, 257, 1000)),
-    *((257, d, 0.1, 100) for d in (1, 2048)),
-    *((257, 16, tau, 100) for tau in (0.01, 0.05, 1.0)),
-    *((64, 16, 0.1, block) for block in (1, 512)),
-    (257, 16, 0.01, 64),
-]
+# What can fail alone: one pair; one tile that is not full; tiles of one logit; several tiles, the last not full; the same
+# with a running maximum. The slow test takes the whole grid.
+CASES = [(1, 16, 0.1, 100), (64, 1, 1.0, 100), (7, 16, 0.1, 1), (65, 16, 0.05, 24), (65, 16, 0.01, 24)]
 
 
 def check(name, n, d, temperature, blocks, aligned):
@@ -70,9 +67,8 @@ def test_against_the_plain_loss(x64, name, n, d, temperature, block):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("temperature", [0.05, 1.0])
-def test_on_aligned_views(x64, name, temperature):
-    check(name, 64, 16, temperature, [24], aligned=True)
+def test_on_aligned_views(x64, name):
+    check(name, 65, 16, 0.05, [24], aligned=True)
 
 
 @pytest.mark.slow
@@ -88,7 +84,14 @@ def test_the_whole_grid(x64, name, aligned, temperature):
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize(
-    ("devices", "temperature", "block"), [*((devices, 0.1, None) for devices in DEVICES), (3, 0.01, 7), (8, 0.01, 7)]
+    ("devices", "temperature", "block"),
+    [
+        # A half ring of an odd and of an even number of devices.
+        (3, 0.1, None),
+        (8, 0.01, 7),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, 0.1, None), (2, 0.1, None), (5, 0.1, None))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((8, 0.1, None), (3, 0.01, 7))),
+    ],
 )
 def test_on_meshes(x64, name, devices, temperature, block):
     z, z_prime = views(120, 6)
@@ -99,7 +102,7 @@ def test_on_meshes(x64, name, devices, temperature, block):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("devices", [1, 2, 3, 5, 8])
 def test_on_meshes_in_float32(x64, name, devices):
     for n in (120, 960):
         for temperature in (0.01, 0.05, 0.1, 1.0):
@@ -112,11 +115,20 @@ def test_on_meshes_in_float32(x64, name, devices):
                 agree(found, expected, value=1e-5, gradient=1e-5)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("placed", ["host", "split", "whole"])
+@pytest.mark.parametrize(
+    ("kind", "placed"),
+    [
+        (AxisType.Auto, "host"),
+        (AxisType.Explicit, "split"),
+        pytest.param(AxisType.Explicit, "host", marks=pytest.mark.slow),
+        pytest.param(AxisType.Explicit, "whole", marks=pytest.mark.slow),
+        pytest.param(AxisType.Auto, "split", marks=pytest.mark.slow),
+        pytest.param(AxisType.Auto, "whole", marks=pytest.mark.slow),
+    ],
+)
 def test_wherever_the_rows_lie(x64, kind, placed):
     z, z_prime = views(24, 5)
-    mesh = line(8, kind)
+    mesh = line(4, kind)
     expected = value_and_gradients("nt_xent", z, z_prime, temperature=0.1)
     if placed != "host":
         spec = PartitionSpec("data" if placed == "split" else None)
@@ -128,9 +140,8 @@ def test_wherever_the_rows_lie(x64, kind, placed):
             value=1e-12,
             gradient=1e-12,
         )
-        value, gradient = jax.value_and_grad(nt_xent)(z, z_prime, temperature=0.1, mesh=mesh)  # outside jit
+        value = nt_xent(z, z_prime, temperature=0.1, mesh=mesh)  # outside jit
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)
-    np.testing.assert_allclose(gradient, expected[1][:24], atol=1e-12)
 
 
 @pytest.mark.parametrize("axis", ["hosts", "chips"])
@@ -143,26 +154,24 @@ def test_one_axis_of_several(x64, axis):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("info_nce", {"block_size": 7}), ("nt_xent", {"mesh": 4})], ids=["tiled", "sharded"]
+    ("name", "settings"), [("info_nce", {"block_size": 7}), ("nt_xent", {"mesh": 2})], ids=["tiled", "sharded"]
 )
 def test_a_learned_temperature_and_second_derivatives(x64, name, settings):
     settings = {key: line(value) if key == "mesh" else value for key, value in settings.items()}
     z, z_prime = views(24, 5)
     temperature = jnp.asarray(0.3)
 
-    def first(z, temperature, **settings):
-        return jax.grad(LOSSES[name])(z, z_prime, temperature=temperature, **settings)
-
     def second(z, temperature, **settings):
-        return jnp.sum(jnp.sin(first(z, temperature, **settings)))
+        gradient = jax.grad(LOSSES[name])(z, z_prime, temperature=temperature, **settings)
+        return jnp.sum(jnp.sin(gradient)), gradient
 
-    for derivative in (first, jax.grad(second), jax.grad(second, argnums=1)):
-        found, expected = (jax.jit(functools.partial(derivative, **s))(z, temperature) for s in (settings, {}))
-        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
+    derivatives = jax.grad(second, argnums=(0, 1), has_aux=True)
+    found, expected = (jax.jit(functools.partial(derivatives, **s))(z, temperature) for s in (settings, {}))
+    jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=1e-10, atol=1e-12), found, expected)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("settings", [{"block_size": 3}, {"mesh": 4}], ids=["tiled", "sharded"])
+@pytest.mark.parametrize("settings", [{"block_size": 3}, {"mesh": 2}], ids=["tiled", "sharded"])
 def test_special_rows(strict_dtypes, name, settings):
     settings = {key: line(value) if key == "mesh" else value for key, value in settings.items()} | {"temperature": 0.1}
     n = 8
@@ -181,8 +190,7 @@ def test_special_rows(strict_dtypes, name, settings):
     assert np.isnan(LOSSES[name](z, z_prime, **settings))
 
 
-@pytest.mark.parametrize("name", LOSSES)
-@pytest.mark.parametrize("temperature", [0.1, 0.01])
+@pytest.mark.parametrize(("name", "temperature"), [("info_nce", 0.1), ("nt_xent", 0.01)])
 def test_one_pair_has_no_loss_and_no_gradient(name, temperature):
     z, z_prime = views(1, 4, dtype=np.float32)
     value, gradient = value_and_gradients(name, z, z_prime, temperature=temperature, block_size=4)

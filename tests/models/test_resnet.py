@@ -126,7 +126,7 @@ def test_recomputation_changes_nothing():
 @pytest.mark.parametrize(
     "stage_sizes", [(1, 1), pytest.param((2, 2, 2, 2), marks=pytest.mark.slow)], ids=["two blocks", "ResNet-18"]
 )
-def test_hessian_products_equal_those_of_xlas_convolution(stage_sizes, quick_compiles, x64):
+def test_hessian_products_equal_those_of_xlas_convolution(stage_sizes, x64):
     make = functools.partial(ResNet, stage_sizes, BasicBlock, width=WIDTH, stem="small", dtype=jnp.float64)
     images = jax.random.normal(jax.random.key(0), (2, 10, 10, 3), jnp.float64)
     shapes = jax.eval_shape(functools.partial(make().init, train=False), jax.random.key(1), images)
