@@ -41,8 +41,8 @@ def agree(found, expected, *, value, gradient):
     assert np.linalg.norm(found[1] - expected[1]) <= gradient * (size if size > 1e-9 else 1)
 
 
-# What can fail alone: one pair; one tile that is not full; tiles of one logit; several tiles, the last not full; the same
-# with a running maximum. The slow test takes the whole grid.
+# What can fail alone: one pair; one tile that is not full; tiles of one logit; several tiles, the last not full; the
+# same with a running maximum. The slow test takes the whole grid.
 CASES = [(1, 16, 0.1, 100), (64, 1, 1.0, 100), (7, 16, 0.1, 1), (65, 16, 0.05, 24), (65, 16, 0.01, 24)]
 
 
