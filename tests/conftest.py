@@ -39,7 +39,7 @@ def strict_dtypes():
 @pytest.fixture(scope="module")
 def optimised():
     """Compiles with all of XLA's optimisations, here and in new processes."""
-    before = jax.config.jax_disable_most_optimizations
+    before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] not in ("0", "false")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
         jax.clear_caches()  # a function compiled for another module would keep its program
