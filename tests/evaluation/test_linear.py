@@ -1,7 +1,14 @@
 """The cached-feature probe against scikit-learn, and what surrounds it."""
 
+import io
+import lzma
+import pathlib
+
+import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -16,6 +23,10 @@ from dcjax.evaluation import (
     top_k_accuracy,
 )
 from dcjax.evaluation.knn import largest
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+PACK = pathlib.Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg_test.npz.xz"
 
 
 def blobs(n=300, d=6, classes=4, seed=0):
@@ -36,6 +47,66 @@ def test_logistic_regression_is_scikit_learns():
     probabilities /= probabilities.sum(1, keepdims=True)
     # float32 and a gradient of 1e-4 here, 1e-8 there
     np.testing.assert_allclose(probabilities, reference.predict_proba(scaled), atol=3e-3)
+
+
+def ill_conditioned(n, d, condition, classes=4, seed=0):
+    """Features whose largest singular value is `condition` times the smallest, and labels that need all directions."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, d))
+    u, _, v = np.linalg.svd(z - z.mean(0), full_matrices=False)
+    x = u * np.geomspace(1, 1 / condition, u.shape[1]) @ v
+    logits = np.sqrt(n) * u @ rng.normal(size=(u.shape[1], classes))
+    labels = np.argmax(logits + rng.gumbel(size=(n, classes)), axis=1)
+    return x / np.sqrt(np.mean(np.square(x))), labels.astype(np.int32)
+
+
+@pytest.mark.parametrize(("n", "d", "condition"), [(200, 12, 1e4), (30, 50, 1e2)])
+def test_the_optimum_is_scikit_learns(x64, n, d, condition):
+    """Ill-conditioned features, more and fewer rows than features, and rows that do not count."""
+    x, labels = ill_conditioned(n, d, condition)
+    reference = LogisticRegression(C=1.0, tol=1e-13, max_iter=1000, solver="newton-cholesky").fit(x, labels)
+    padded = np.concatenate([x, np.ones((3, d))]), np.concatenate([labels, [-1] * 3]).astype(np.int32)
+    classifier = fit_logistic(*padded, classes=4, tolerance=1e-13)
+    # The Hessian is at least 1 / n, so a gradient of 1e-13 leaves W within n * sqrt(4 d) * 1e-13 < 1e-9 of the optimum.
+    np.testing.assert_allclose(classifier.w, reference.coef_.T, atol=1e-9)
+    np.testing.assert_allclose(classifier.b, reference.intercept_ - reference.intercept_.mean(), atol=1e-9)
+
+    def objective(w, b):
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(x @ w + b, labels)
+        return jnp.mean(loss) + 0.5 / n * jnp.sum(w**2)
+
+    gradient = jax.grad(objective, argnums=(0, 1))(classifier.w, classifier.b)
+    assert classifier.residual <= 1e-13
+    # Sums of n numbers of order 1 in another order.
+    assert max(float(jnp.abs(g).max()) for g in gradient) == pytest.approx(float(classifier.residual), abs=1e-14)
+
+
+def test_correlated_features_take_few_steps():
+    x, labels = ill_conditioned(1000, 64, 1e4)
+    assert fit_logistic(x.astype(np.float32), labels, classes=4, max_iterations=60).residual <= TOLERANCE
+
+
+@pytest.mark.skipif(not PACK.exists(), reason="the real images are not here")
+@pytest.mark.parametrize("count", [200, 800])  # fewer and more than the features
+def test_the_pixels_of_photographs(count):
+    pack = np.load(io.BytesIO(lzma.decompress(PACK.read_bytes())))
+    starts, data = pack["offsets"], pack["data"]
+    chosen = np.linspace(0, len(pack["labels"]) - 1, count).astype(int)  # of every class
+    images = [cv2.imdecode(data[starts[i] : starts[i + 1]], cv2.IMREAD_COLOR)[11:21, 11:21] for i in chosen]
+    x, labels = np.stack(images).reshape(count, -1).astype(np.float32), pack["labels"][chosen].astype(np.int32)
+    (x,) = map(np.asarray, standardize(x))
+    w, b, residual = fit_logistic(x, labels, classes=10, max_iterations=150)
+    assert residual <= TOLERANCE
+    reference = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000, solver="newton-cg").fit(np.float64(x), labels)
+
+    def objective(w, b):
+        logits = np.float64(x) @ np.float64(w) + np.float64(b)
+        logits -= logits.max(1, keepdims=True)
+        log_likelihoods = logits[np.arange(count), labels] - np.log(np.exp(logits).sum(1))
+        return -log_likelihoods.mean() + 0.5 / count * np.square(np.float64(w)).sum()
+
+    # float32 and a gradient of 1e-5
+    assert objective(w, b) == pytest.approx(objective(reference.coef_.T, reference.intercept_), abs=3e-5)
 
 
 def test_standardize_is_scikit_learns_and_survives_constants():
