@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from dcjax.errors import SettingError
 
@@ -85,9 +85,9 @@ def fit_logistic(
 
     whiten = whitener(x, count, classes=classes)
     bias_scale = math.sqrt(classes)  # the Hessian of a bias is 1 / k where W = 0
-    directions = optax.scale_by_lbfgs()
-    search = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
-    value_and_grad = optax.value_and_grad_from_state(objective)
+    directions: Any = optax.scale_by_lbfgs()
+    search: Any = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
+    value_and_grad: Any = optax.value_and_grad_from_state(objective)
 
     def step(carry):
         point, inner, (memory, searched), _, i = carry
@@ -140,17 +140,22 @@ def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Arr
     return jax.scipy.linalg.solve_triangular(lower, identity, lower=True).T
 
 
-def standardize(train: Float[Array, "n d"], *others: Float[Array, "m d"]) -> tuple[Float[Array, "_ d"], ...]:
+@jax.jit
+def standardize(
+    train: Float[Array, "n d"], *others: Float[Array, "m d"], where: Bool[Array, " n"] | None = None
+) -> tuple[Float[Array, "_ d"], ...]:
     """Centres every feature and divides it by its standard deviation, both over the training rows.
 
     Args:
       train: `[n, d]`; a feature that is constant in it becomes zero.
       others: arrays `[m, d]` that take the same map.
+      where: the rows of `train` that count; None for all.
 
     Returns:
       The mapped arrays, `train` first.
     """
-    mean, std = jnp.mean(train, axis=0), jnp.std(train, axis=0)
+    counts = None if where is None else where[:, None]
+    mean, std = jnp.mean(train, axis=0, where=counts), jnp.std(train, axis=0, where=counts)
     scale = jnp.where(std > 0, 1 / jnp.where(std > 0, std, 1), 0)
     return tuple((rows - mean) * scale for rows in (train, *others))
 
@@ -161,7 +166,8 @@ def top_k_accuracy(
 ) -> Float[Array, ""]:
     """The share of rows whose label is among the k largest logits; of equal logits the lower class comes first.
 
-    A row with a logit that is not finite counts as wrong, so that a diverged classifier cannot look like a good one.
+    A row with a logit that is not finite counts as wrong, so that a diverged classifier cannot look like a good one; a
+    row with the label -1 does not count.
     """
     logits = classifier.logits(x)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
@@ -169,7 +175,7 @@ def top_k_accuracy(
     # among ties it would be right everywhere.
     first = jnp.arange(logits.shape[1]) < labels[:, None]
     before = jnp.sum((logits > own) | ((logits == own) & first), axis=1)
-    return jnp.mean(((before < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32))
+    return jnp.mean(((before < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32), where=labels >= 0)
 
 
 def draw_labelled(labels: np.ndarray, *, per_class: int, draw: int) -> np.ndarray:
