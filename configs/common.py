@@ -75,6 +75,7 @@ def recipe() -> ConfigDict:
                 "cached": False,  # True: features are computed once, without augmentation
                 "epochs": 100,
                 "batch_size": 256,
+                "eval_batch_size": 0,  # images encoded at a time, over all devices; 0: 128 for each device
                 "learning_rate": 0.1,
                 # The paper's numbers come from a script that makes a cosine schedule and never steps it.
                 "schedule": "constant",  # or cosine, stepped once an epoch

@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,11 +23,12 @@ from dcjax.data.crops import INTERPOLATIONS
 from dcjax.errors import SettingError, unknown_name
 from dcjax.evaluation import SCHEDULES, Batch, Encode, Features, extract, make_encode
 from dcjax.losses import LOSSES
-from dcjax.mesh import make_mesh
+from dcjax.mesh import check_batch, make_mesh
 from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
 from dcjax.streams import Stream, host_seed
 
 PREFETCH = 2  # batches that the host reads ahead
+EVAL_IMAGES = 128  # that a device encodes at a time: of 224 px, a ResNet-50's activations in float32 take some 3 GB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,8 @@ class Experiment:
 
     @property
     def eval_batch_size(self) -> int:
-        """The probe's batch size, rounded up to one that the devices divide; the last batch is padded."""
-        return -(-self.config.probe.batch_size // self.mesh.size) * self.mesh.size
+        """Images of all devices that are encoded at a time; the last batch is padded."""
+        return self.config.probe.eval_batch_size or EVAL_IMAGES * self.mesh.size
 
     def normalized(self, images: jax.Array) -> jax.Array:
         """uint8 images `[n, s, s, 3]` as the encoder takes them, without augmentation."""
@@ -112,16 +113,17 @@ class Experiment:
     def encode(self) -> Encode:
         """The frozen network in evaluation mode and full precision, compiled once."""
 
-        def forward(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def forward(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             with jax.default_matmul_precision("float32"):  # the default is TF32 on a GPU and bfloat16 on a TPU
                 out: Any = self.exact_network.apply(variables, self.normalized(images), train=False)
-            return out[:2]
+            return {"r": out[0], "z": out[1]}
 
         return make_encode(forward, self.mesh)
 
-    def features(self, variables: Any, source: Source) -> Features:
-        """r, z and labels of every image of a source."""
-        return extract(self.encode, variables, self.eval_batches(source), self.mesh, images=len(source))
+    def features(self, variables: Any, source: Source, *, keep: Sequence[str] = ("r",)) -> Features:
+        """The labels of a source's images, and of r and z those that are to be kept."""
+        batches = self.eval_batches(source)
+        return extract(self.encode, variables, batches, self.mesh, images=len(source), keep=keep)
 
 
 def build(config: Config) -> Experiment:
@@ -132,6 +134,8 @@ def build(config: Config) -> Experiment:
     """
     check_values(config)
     mesh = make_mesh(config.devices)
+    if config.probe.eval_batch_size:
+        check_batch(config.probe.eval_batch_size, mesh, setting="probe.eval_batch_size")
     if config.loss.name not in LOSSES:
         raise unknown_name("loss.name", config.loss.name, LOSSES)
     if not (config.loss.temperature > 0 and math.isfinite(config.loss.temperature)):
@@ -162,6 +166,8 @@ def build(config: Config) -> Experiment:
         )
     if config.probe.after_training:
         check_labels(config, train_source)
+        if not config.probe.cached:
+            sgd_batch_size(config, mesh, len(train_source))
     return Experiment(
         config,
         mesh,
@@ -184,6 +190,7 @@ def check_values(config: Config) -> None:
         "data.stored_size": (config.data.stored_size, 0),
         "data.threads": (config.data.threads, 0),
         "probe.batch_size": (config.probe.batch_size, 1),
+        "probe.eval_batch_size": (config.probe.eval_batch_size, 0),
         "probe.epochs": (config.probe.epochs, 1),
         "probe.labels_per_class": (config.probe.labels_per_class, 0),
         "probe.neighbors": (config.probe.neighbors, 1),
@@ -228,6 +235,18 @@ def check_labels(config: Config, source: Source) -> None:
         raise SettingError(f"a probe needs images of two classes or more, {where} holds {found}")
     if not config.data.test_split:
         raise SettingError("a probe needs a test split, data.test_split is empty")
+
+
+def sgd_batch_size(config: Config, mesh: Mesh, images: int) -> int:
+    """The batch of the SGD probe: as configured, or of a smaller source what the devices can share evenly.
+
+    Raises:
+      SettingError: the devices do not divide `probe.batch_size`.
+    """
+    if images < config.probe.batch_size:
+        return max(images // mesh.size, 1) * mesh.size
+    check_batch(config.probe.batch_size, mesh, setting="probe.batch_size")
+    return config.probe.batch_size
 
 
 def run_lengths(config: Config, images: int) -> tuple[int, int]:

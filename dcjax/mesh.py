@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dcjax.errors import SettingError
@@ -87,13 +88,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXIS))
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises `ValueError` where the devices do not divide the global batch."""
+def check_batch(batch_size: int, mesh: Mesh, *, setting: str = "batch_size") -> None:
+    """Raises `SettingError`, naming the setting, where the devices do not divide the global batch."""
     if batch_size < 1 or batch_size % mesh.size:
         lower = batch_size // mesh.size * mesh.size
         near = f"{lower} or {lower + mesh.size}" if lower > 0 else f"{mesh.size}"
         raise SettingError(
-            f"batch_size must be a multiple of the {mesh.size} device(s), e.g. {near}; found {batch_size}"
+            f"{setting} must be a multiple of the {mesh.size} device(s), e.g. {near}; found {batch_size}"
         )
 
 
@@ -109,3 +110,35 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
     """
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def own_rows(array: jax.Array) -> np.ndarray:
+    """This process's rows of a global array that is sharded over `data`: the inverse of `to_devices`."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+
+def from_processes(array: np.ndarray) -> np.ndarray:
+    """What each process holds, on every process, bit for bit.
+
+    Args:
+      array: of the same shape and dtype on every process.
+
+    Returns:
+      `[processes, ...]`. While it is gathered, every device holds it too.
+    """
+    if jax.process_count() == 1:
+        return array[None]
+    gathered = multihost_utils.process_allgather(_as_bytes(array))
+    return gathered.view(array.dtype).reshape(jax.process_count(), *array.shape)
+
+
+def from_process(array: np.ndarray, process: int) -> np.ndarray:
+    """What one process holds, on every process, bit for bit; `array` has the same shape and dtype on all of them."""
+    received = multihost_utils.broadcast_one_to_all(_as_bytes(array), is_source=jax.process_index() == process)
+    return np.asarray(received, np.uint8).view(array.dtype).reshape(array.shape)
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """JAX would round 64-bit numbers to 32 bits on their way."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

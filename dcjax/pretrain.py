@@ -17,11 +17,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
-from dcjax.collapse import plot_spectra, spectrum
+from dcjax.collapse import plot_spectra
 from dcjax.config import CONFIG_FILE, Config, check_same_run
 from dcjax.data import Subset
 from dcjax.data.augment import Augmentation, two_views
 from dcjax.errors import SettingError
+from dcjax.evaluation import spectrum_of_processes
 from dcjax.experiment import Experiment, build, open_workdir, run_lengths
 from dcjax.files import replace_npz, replace_text
 from dcjax.losses import LOSSES
@@ -357,12 +358,14 @@ def write_spectrum(experiment: Experiment, state: TrainState, workdir: pathlib.P
             source = Subset(source, np.linspace(0, len(source) - 1, SPECTRUM_IMAGES).astype(np.int64))
     if jax.process_index() == 0:
         print(f"dcjax: computing the spectrum on {len(source)} {split} images", flush=True)
-    features = experiment.features(state.variables, source)
+    features = experiment.features(state.variables, source, keep=("r", "z"))
+    assert features.z is not None
+    spectra = {}
+    for name, rows in (("r", features.r[: features.own]), ("z", features.z[: features.own])):
+        for suffix, normalize in (("", False), ("_unit", True)):
+            spectra[name + suffix] = spectrum_of_processes(rows, normalize=normalize)
     if jax.process_index() != 0:
         return
-    spectra = {}
-    for name, rows in (("r", features.r), ("z", features.z)):
-        spectra |= {name: spectrum(rows, normalize=False), f"{name}_unit": spectrum(rows, normalize=True)}
     with np.errstate(divide="ignore"):
         logarithms = {f"ln_{name}": np.log(values) for name, values in spectra.items()}
     replace_npz(workdir / SPECTRUM_FILE, spectra | logarithms)
@@ -370,6 +373,6 @@ def write_spectrum(experiment: Experiment, state: TrainState, workdir: pathlib.P
         f"representation r ({len(spectra['r'])}-d)": spectra["r_unit"],
         f"embedding z ({len(spectra['z'])}-d)": spectra["z_unit"],
     }
-    title = f"{experiment.config.projector.name} projector, {len(features.r)} {split} images"
+    title = f"{experiment.config.projector.name} projector, {len(source)} {split} images"
     plot_spectra(curves, workdir / SPECTRUM_PLOT, title=title)
     print(f"dcjax: spectrum of r and z in {workdir / SPECTRUM_PLOT}", flush=True)

@@ -4,7 +4,8 @@
 
 Reads the run's last checkpoint and its config.json. With `probe.cached` the features are computed once and a logistic
 regression is solved on them, beside baselines (raw pixels, the untrained encoder); without, the paper's recipe trains a
-linear classifier by SGD on augmented images. The results are printed and written to probe.json in the run's folder.
+linear classifier by SGD on augmented images, and --baselines adds the nearest-neighbour vote of the baselines. The
+results are printed and written to probe.json in the run's folder.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ import optax
 
 from dcjax import cli, processes
 from dcjax.checkpoint import FOLDER, Checkpointer
-from dcjax.collapse import effective_rank, spectrum
+from dcjax.collapse import effective_rank
 from dcjax.config import read_config
 from dcjax.data import Source, Subset
 from dcjax.data.augment import normalize, one_view
@@ -31,17 +32,22 @@ from dcjax.errors import SettingError
 from dcjax.evaluation import (
     TOLERANCE,
     Features,
+    Rows,
     draw_labelled,
     extract,
     fit_logistic,
+    gather_rows,
     knn_accuracy,
     make_encode,
+    place_rows,
     settle_batch_stats,
     sgd_probe,
+    spectrum_of_processes,
     standardize,
+    take_rows,
     top_k_accuracy,
 )
-from dcjax.experiment import Experiment, build, check_labels
+from dcjax.experiment import Experiment, build, check_labels, sgd_batch_size
 from dcjax.files import replace_npz, replace_text
 from dcjax.mesh import batch_sharding, replicated, to_devices
 from dcjax.models import SUBVECTOR_PROJECTORS
@@ -63,6 +69,7 @@ def probe(
     *,
     features: str | None = None,
     labels_per_class: int | None = None,
+    baselines: bool = False,
     data_dir: str | None = None,
     devices: int = 0,
     export: str | None = None,
@@ -72,18 +79,20 @@ def probe(
     Args:
       workdir: the run's folder.
       features: "all" for r, "selected" for r[:d0], "rest" for r[d0:]; None for each of them that the projector has, and
-        the baselines.
+        with `probe.cached` the baselines.
       labels_per_class: also score with so few labels, averaged over 5 fixed draws; 0 for not; None as the config says.
+      baselines: score raw pixels and the untrained encoder in any case; with the paper's recipe by neighbours alone.
       data_dir: where the data lies now, where that is not where the run found it.
       devices: how many devices to use; 0 for all.
       export: a file for r, z and labels of the test images (and `train_r` ... of the training images), as .npz.
+        Process 0 gathers all of them in its memory.
 
     Returns:
       Row name to scores, as they are printed.
 
     Raises:
-      ValueError: no checkpoint, an unknown or missing part, data without classes, too few labels, or a file that cannot
-        be written.
+      SettingError: no checkpoint, an unknown or missing part, data without classes, too few labels, a batch that the
+        devices do not divide, or a file that cannot be written.
     """
     workdir = pathlib.Path(workdir).expanduser().absolute()
     experiment, variables, step = load_run(workdir, data_dir=data_dir, devices=devices)
@@ -97,27 +106,21 @@ def probe(
         check_export(export)
     train_source, test_source = experiment.train_source, experiment.test_source
     assert test_source is not None  # check_labels: a labelled source with a test split
+    if not config.probe.cached:
+        sgd_batch_size(config, experiment.mesh, len(train_source))
 
-    train = experiment.features(variables, train_source)
-    test = experiment.features(variables, test_source)
-    if export and jax.process_index() == 0:
+    keep = ("r", "z") if export else ("r",)
+    train, test = (experiment.features(variables, source, keep=keep) for source in (train_source, test_source))
+    if export:
         write_features(export, train, test)
     draws = [draw_labelled(train.labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
-
-    def score(train_rows: np.ndarray, test_rows: np.ndarray) -> Score:
-        return cached_scores(experiment, train_rows, train.labels, test_rows, test.labels, draws)
-
-    scores = {name: score(train.r[:, part], test.r[:, part]) for name, part in columns.items()}
-    if not config.probe.cached:  # after what fails fast: it takes hours on a large set
-        linear = run_sgd_probes(experiment, variables, columns, test, draws)
+    scores = {name: cached_scores(experiment, train, test, draws, columns=part) for name, part in columns.items()}
+    del train  # 10 GB of ImageNet, which the recipe of hours below has no use for
+    if not config.probe.cached:  # after what fails fast
+        linear = run_sgd_probes(experiment, variables, columns, place_rows(test, experiment.mesh), draws)
         scores = {name: dataclasses.replace(row, **linear[name]) for name, row in scores.items()}
-    if features is None:
-        untrained = untrained_variables(experiment)
-        for name, of in (
-            ("raw pixels", lambda source: pixels(experiment, source)),
-            ("untrained encoder", lambda source: experiment.features(untrained, source).r),
-        ):
-            scores[name] = score(of(train_source), of(test_source))
+    if baselines or (config.probe.cached and features is None):
+        scores |= score_baselines(experiment, train_source, test_source, draws)
     if jax.process_index() == 0:
         print(score_table(scores, classes=len(train_source.classes), per_class=per_class))
         print(losses_line(workdir))
@@ -173,40 +176,50 @@ def chosen_columns(experiment: Experiment, features: str | None) -> dict[str, sl
     return dict(chosen.values())
 
 
+def score_baselines(
+    experiment: Experiment, train_source: Source, test_source: Source, draws: Sequence[np.ndarray]
+) -> dict[str, Score]:
+    """Row name to scores of the images themselves and of the encoder before training."""
+    untrained = untrained_variables(experiment)
+    kinds: dict[str, Callable[[Source], Features]] = {
+        "raw pixels": lambda source: pixels(experiment, source),
+        "untrained encoder": lambda source: experiment.features(untrained, source),
+    }
+    return {name: cached_scores(experiment, of(train_source), of(test_source), draws) for name, of in kinds.items()}
+
+
 def cached_scores(
     experiment: Experiment,
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
+    train_features: Features,
+    test_features: Features,
     draws: Sequence[np.ndarray],
+    *,
+    columns: slice = slice(None),
 ) -> Score:
-    """Scores features `[n, d]` by nearest neighbours and, with `probe.cached`, by logistic regression.
+    """Scores features, or some columns of them, by nearest neighbours and, with `probe.cached`, by logistic regression.
 
     The features are standardised over all training rows, those of a few-label draw too: this uses images, not labels,
     that the draw leaves out.
     """
-    settings, classes = experiment.config.probe, len(experiment.train_source.classes)
-    labels, targets = jnp.asarray(train_labels), jnp.asarray(test_labels)
+    settings, classes, mesh = experiment.config.probe, len(experiment.train_source.classes), experiment.mesh
+    train, test = (place_rows(features, mesh, columns=columns) for features in (train_features, test_features))
     neighbours = knn_accuracy(
-        jnp.asarray(train),
-        labels,
-        jnp.asarray(test),
-        targets,
-        classes=classes,
-        neighbors=settings.neighbors,
-        temperature=KNN_TEMPERATURE,
+        train, test, mesh=mesh, classes=classes, neighbors=settings.neighbors, temperature=KNN_TEMPERATURE
     )
-    result = Score(knn=neighbours, effective_rank=effective_rank(np.sqrt(spectrum(test, normalize=False))))
+    values = spectrum_of_processes(test_features.r[: test_features.own, columns], normalize=False)
+    result = Score(knn=neighbours, effective_rank=effective_rank(np.sqrt(values)))
     if not settings.cached:
         return result
-    x, test_x = standardize(jnp.asarray(train), jnp.asarray(test))
+    labels, index, targets = train.labels, train.index, test.labels
+    x, test_x = standardize(train.r, test.r, where=labels >= 0)
+    del train, test  # one copy of the rows is enough
     fits = {"all": fit_logistic(x, labels, classes=classes)}
     top1, top5 = (float(top_k_accuracy(fits["all"], test_x, targets, k=k)) for k in (1, 5))
     result = dataclasses.replace(result, top1=top1, top5=top5)
     if draws:
         chosen = np.stack(draws)
-        fits["few"] = jax.vmap(functools.partial(fit_logistic, classes=classes))(x[chosen], labels[chosen])
+        rows = take_rows(x, index, chosen.astype(np.int32), mesh=mesh)
+        fits["few"] = jax.vmap(functools.partial(fit_logistic, classes=classes))(rows, train_features.labels[chosen])
         few = jax.vmap(functools.partial(top_k_accuracy, k=1), (0, None, None))(fits["few"], test_x, targets)
         result = dataclasses.replace(result, few_label=float(few.mean()), few_label_std=float(few.std(ddof=1)))
     converged = all(float(jnp.max(fit.residual)) <= TOLERANCE for fit in fits.values())
@@ -214,7 +227,7 @@ def cached_scores(
 
 
 def run_sgd_probes(
-    experiment: Experiment, variables: Any, columns: dict[str, slice], test: Features, draws: Sequence[np.ndarray]
+    experiment: Experiment, variables: Any, columns: dict[str, slice], test: Rows, draws: Sequence[np.ndarray]
 ) -> dict[str, dict[str, float]]:
     """The paper's recipe on all labels, and on each draw of few: row name to fields of `Score`."""
     represent = make_represent(experiment, variables)
@@ -254,11 +267,11 @@ def run_sgd(
     represent: Callable[[dict[str, np.ndarray]], Any],
     columns: dict[str, slice],
     source: Source,
-    test: Features,
+    test: Rows,
 ) -> dict[str, dict[str, float]]:
     """One run of the paper's probe on a source."""
-    config, settings, devices = experiment.config, experiment.config.probe, experiment.mesh.size
-    batch_size = max(min(settings.batch_size, len(source)) // devices, 1) * devices
+    config, settings = experiment.config, experiment.config.probe
+    batch_size = sgd_batch_size(config, experiment.mesh, len(source))
     crops = {"views": 1, "interpolation": settings.interpolation}
     loader = experiment.train_batches(source, batch_size=batch_size, stream=Stream.PROBE_ORDER, **crops)
     try:
@@ -304,23 +317,22 @@ def untrained_variables(experiment: Experiment) -> Any:
     return settle_batch_stats(statistics, variables, batches, experiment.mesh, momentum=BN_MOMENTUM)
 
 
-def pixels(experiment: Experiment, source: Source) -> np.ndarray:
-    """The images themselves as features `[n, s * s * 3]`, at 32 px at most."""
+def pixels(experiment: Experiment, source: Source) -> Features:
+    """The images themselves as features `[n, s * s * 3]` of 8 bits, at 32 px at most."""
     data = experiment.config.data
     size = min(data.stored_size or data.image_size, PIXELS)
 
-    def forward(_: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def forward(_: Any, images: jax.Array) -> dict[str, jax.Array]:
         interpolation = experiment.config.probe.interpolation
         plain = normalize(images, size=size, interpolation=interpolation, mean=(0.0,) * 3, std=(1.0,) * 3)
-        plain = plain.reshape(len(images), -1)
-        return plain, plain[:, :0]
+        return {"r": jnp.rint(jnp.clip(255 * plain, 0, 255)).astype(jnp.uint8).reshape(len(images), -1)}
 
     encode = make_encode(forward, experiment.mesh)
-    return extract(encode, {}, experiment.eval_batches(source), experiment.mesh, images=len(source)).r
+    return extract(encode, {}, experiment.eval_batches(source), experiment.mesh, images=len(source))
 
 
 def check_export(path: str) -> None:
-    """Raises `ValueError` before any work is done where features could not be written."""
+    """Raises `SettingError` before any work is done where features could not be written."""
     try:
         tempfile.TemporaryFile(dir=pathlib.Path(path).absolute().parent).close()
     except OSError as error:
@@ -328,9 +340,15 @@ def check_export(path: str) -> None:
 
 
 def write_features(path: str, train: Features, test: Features) -> None:
-    """Writes features as one .npz, whole or not at all."""
-    arrays = {"r": test.r, "z": test.z, "labels": test.labels}
-    replace_npz(pathlib.Path(path), arrays | {"train_r": train.r, "train_z": train.z, "train_labels": train.labels})
+    """Writes the features of all processes as one .npz, whole or not at all; every process calls this."""
+    arrays: dict[str, Any] = {}
+    for prefix, features in (("", test), ("train_", train)):
+        assert features.z is not None
+        arrays[f"{prefix}r"] = gather_rows(features.r, features)
+        arrays[f"{prefix}z"] = gather_rows(features.z, features)
+        arrays[f"{prefix}labels"] = features.labels
+    if jax.process_index() == 0:
+        replace_npz(pathlib.Path(path), arrays)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -341,6 +359,11 @@ def main(argv: Sequence[str]) -> None:
         "--features", choices=PARTS, help="probe r, r[:d0] or r[d0:] alone (default: each that there is)"
     )
     parser.add_argument("--labels_per_class", type=int, help="also with so few labels, averaged over 5 fixed draws")
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="raw pixels and the untrained encoder too (default: with probe.cached and without --features)",
+    )
     parser.add_argument("--data_dir", help="where the data lies now (default: where the run found it)")
     parser.add_argument("--export", metavar="FILE.npz", help="write r, z and labels")
     parser.add_argument("--devices", type=int, default=0, help="how many devices to use (default: all)")
@@ -352,6 +375,7 @@ def main(argv: Sequence[str]) -> None:
             flags.workdir,
             features=flags.features,
             labels_per_class=flags.labels_per_class,
+            baselines=flags.baselines,
             data_dir=flags.data_dir,
             devices=flags.devices,
             export=flags.export,

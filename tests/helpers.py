@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 
 from dcjax.config import flatten, load_config
+from dcjax.evaluation import Features, place_rows, rows_per_process
+from dcjax.evaluation.features import NO_IMAGE
 from dcjax.models.resnet import ENCODERS, BasicBlock, ResNet
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -38,6 +40,7 @@ def tiny_config(**overrides):
         "data.image_size": 8,
         "probe.after_training": False,
         "probe.batch_size": 64,
+        "probe.eval_batch_size": 64,
     }
     for key, value in (shrunk | {key.replace("__", "."): value for key, value in overrides.items()}).items():
         section = config
@@ -48,6 +51,16 @@ def tiny_config(**overrides):
     if config.total_steps == 1:
         config.optimizer.warmup_steps = 0
     return config
+
+
+def place(x, labels, mesh):
+    """Features `[n, d]` and labels as the rows of a mesh."""
+    rows = rows_per_process(len(x), batch_size=mesh.size, processes=1, devices=mesh.size)
+    index = np.full(rows, NO_IMAGE, np.int32)
+    index[: len(x)] = np.arange(len(x))
+    padded = np.zeros((rows, x.shape[1]), x.dtype)
+    padded[: len(x)] = x
+    return place_rows(Features(padded, None, index, len(x), np.asarray(labels)), mesh)
 
 
 def as_flags(config):

@@ -30,7 +30,7 @@ def test_three_steps_and_two_more(tmp_path):
         "--config.log_every_steps=1",
         "--config.optimizer.warmup_steps=1",
         "--config.optimizer.learning_rate=0.05",
-        "--config.probe.batch_size=16",
+        "--config.probe.eval_batch_size=16",
     ]
     for steps in (3, 5):
         main.main([*command, f"--config.total_steps={steps}"])

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from helpers import tiny_config, write_images
 
+from dcjax.config import read_config
 from dcjax.data import open_source
 from dcjax.errors import SettingError
-from dcjax.experiment import build
+from dcjax.experiment import build, sgd_batch_size
+from dcjax.mesh import make_mesh
 from dcjax.models.conv import conv2d
 from dcjax.pretrain import pretrain
 from dcjax.probe import PARTS, load_run, main, make_represent, pixels, probe, untrained_variables
@@ -54,6 +56,15 @@ def test_the_papers_recipe(run, capsys):
     assert scores["r[:8]"].best_top1 >= scores["r[:8]"].top1
     assert scores["r[:8]"].few_label is None
     assert "best epoch" in capsys.readouterr().out
+
+
+def test_the_papers_recipe_scores_the_baselines_on_request(run):
+    """By their neighbours alone; raw pixels are computed for nothing else."""
+    scores = probe(run["paper"], features="selected", baselines=True, devices=8)
+    assert list(scores) == ["r[:8]", "raw pixels", "untrained encoder"]
+    assert scores["raw pixels"].top1 is None
+    assert scores["raw pixels"].knn > 0.9
+    assert scores["r[:8]"].top1 is not None
 
 
 def test_the_papers_recipe_with_few_labels(run):
@@ -111,9 +122,10 @@ def test_features_do_not_depend_on_the_batch_or_the_devices(run):
     np.testing.assert_array_equal(features.labels, expected)
     for batch_size, devices in ((360, 1), (7, 1), (512, 8)):  # 7 pads the last batch, 512 is more than there is
         other, variables, _ = load_run(run["cached"], devices=devices)
-        other.config.probe.batch_size = batch_size
+        other.config.probe.eval_batch_size = batch_size
         again = other.features(variables, source)
-        np.testing.assert_allclose(again.r, features.r, rtol=1e-4, atol=1e-5 * features.r.max())
+        assert again.own == 360
+        np.testing.assert_allclose(again.r[:360], features.r, rtol=1e-4, atol=1e-5 * features.r.max())
         np.testing.assert_array_equal(again.labels, expected)
 
 
@@ -150,14 +162,15 @@ def test_export(run, tmp_path):
 def test_raw_pixels_are_the_images():
     experiment = build(tiny_config())
     source = open_source("digits", dir="", dataset="", split="test")
-    rows = pixels(experiment, source)
-    np.testing.assert_allclose(rows[3], source[3][0].reshape(-1) / 255, atol=1e-6)
+    rows = pixels(experiment, source).r
+    assert rows.dtype == np.uint8
+    np.testing.assert_array_equal(rows[3], source[3][0].reshape(-1))
 
 
 def test_the_untrained_encoders_statistics_are_settled(run):
     """With one batch of all images, the settled statistics of the first BatchNorm are those of its input."""
     experiment, _, _ = load_run(run["cached"], devices=1)
-    experiment.config.probe.batch_size = 1437
+    experiment.config.probe.eval_batch_size = 1437
     variables = untrained_variables(experiment)
     batch = next(experiment.eval_batches(experiment.train_source))
     kernel = variables["params"]["encoder"]["conv1"]["kernel"]
@@ -197,6 +210,29 @@ def test_a_config_that_is_damaged_is_named(run, text, message):
     with pytest.raises(SettingError, match=f"config.json {message}"):
         probe(run["cached"])
     file.write_text(whole)
+
+
+@pytest.mark.parametrize(
+    ("settings", "devices", "message"),
+    [
+        ({"eval_batch_size": 12}, 8, r"probe\.eval_batch_size must be a multiple of the 8 device.*8 or 16; found 12"),
+        ({"batch_size": 20}, 8, r"probe\.batch_size must be a multiple of the 8 device.*16 or 24; found 20"),
+        ({"eval_batch_size": -1}, 1, r"probe\.eval_batch_size must be at least 0, found -1"),
+    ],
+)
+def test_batches_are_not_rounded(run, tmp_path, settings, devices, message):
+    config = read_config(run["paper"])
+    config.probe.update({**settings, "after_training": True})
+    config.devices = devices
+    with pytest.raises(SettingError, match=message) as error:
+        pretrain(config, tmp_path / "run")  # named before anything is trained
+    assert "\n" not in str(error.value)
+
+
+def test_a_source_that_is_smaller_than_a_batch_of_the_recipe():
+    config = tiny_config(probe__batch_size=20)
+    for images, devices, expected in ((20, 4, 20), (19, 4, 16), (3, 8, 8), (19, 1, 19)):
+        assert sgd_batch_size(config, make_mesh(devices), images) == expected
 
 
 def test_parts_that_the_projector_does_not_have(tmp_path):

@@ -25,16 +25,42 @@ def spectrum(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarra
     References:
       Jing et al., ICLR 2022, eq. 1.
     """
+    if np.ndim(z) != 2 or len(z) < 2:
+        raise SettingError(f"a spectrum needs an array [n, d] with n >= 2, found the shape {np.shape(z)}")
+    z = exact_rows(z, normalize=normalize)
+    return squared_singular_values(z - z.mean(axis=0)) / len(z)
+
+
+def exact_rows(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarray, "n d"]:
+    """The rows `[n, d]` in float64, each divided by its norm where that is asked for.
+
+    Raises:
+      ValueError: entries that are not finite.
+    """
     z = np.asarray(z, np.float64)
-    if z.ndim != 2 or z.shape[0] < 2:
-        raise SettingError(f"a spectrum needs an array [n, d] with n >= 2, found the shape {z.shape}")
     if not np.isfinite(z).all():
         raise SettingError("a spectrum needs finite embeddings, found NaN or inf")
-    if normalize:
-        norms = np.linalg.norm(z, axis=1, keepdims=True)
-        z = np.divide(z, norms, out=np.zeros_like(z), where=norms > 0)
-    centred = z - z.mean(axis=0)
-    values = np.zeros(z.shape[1])
-    singular = np.linalg.svd(centred, compute_uv=False)
-    values[: len(singular)] = singular**2 / z.shape[0]
+    if not normalize:
+        return z
+    norms = np.linalg.norm(z, axis=1, keepdims=True)
+    return np.divide(z, norms, out=np.zeros_like(z), where=norms > 0)
+
+
+def triangular_factor(*parts: Float[np.ndarray, "_ d"]) -> Float[np.ndarray, "_ d"]:
+    """R `[<= d, d]` with the singular values of all the rows in `parts` together.
+
+    R^T R = sum_i parts_i^T parts_i, by Householder's QR: unlike that sum, R keeps singular values that are smaller than
+    the square root of the rounding. Factors of parts are merged by taking the factor of the factors.
+
+    Args:
+      parts: each `[n_i, d]`, n_i >= 0.
+    """
+    return np.asarray(np.linalg.qr(np.concatenate(parts), mode="r"))
+
+
+def squared_singular_values(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
+    """`[d]`, descending; zeros past the rank where n < d."""
+    values = np.zeros(rows.shape[1])
+    singular = np.linalg.svd(rows, compute_uv=False)
+    values[: len(singular)] = singular**2
     return values

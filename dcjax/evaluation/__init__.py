@@ -1,9 +1,20 @@
 """What an encoder is worth: frozen features, linear probes, nearest neighbours."""
 
-from dcjax.evaluation.features import Batch, Encode, Features, extract, make_encode, settle_batch_stats
+from dcjax.evaluation.features import (
+    Batch,
+    Encode,
+    Features,
+    extract,
+    gather_rows,
+    make_encode,
+    rows_per_process,
+    settle_batch_stats,
+)
 from dcjax.evaluation.knn import knn_accuracy
 from dcjax.evaluation.linear import TOLERANCE, Classifier, draw_labelled, fit_logistic, standardize, top_k_accuracy
+from dcjax.evaluation.rows import Rows, place_rows, take_rows
 from dcjax.evaluation.sgd import SCHEDULES, sgd_probe
+from dcjax.evaluation.spectra import spectrum_of_processes
 
 __all__ = [
     "SCHEDULES",
@@ -12,13 +23,19 @@ __all__ = [
     "Classifier",
     "Encode",
     "Features",
+    "Rows",
     "draw_labelled",
     "extract",
     "fit_logistic",
+    "gather_rows",
     "knn_accuracy",
     "make_encode",
+    "place_rows",
+    "rows_per_process",
     "settle_batch_stats",
     "sgd_probe",
+    "spectrum_of_processes",
     "standardize",
+    "take_rows",
     "top_k_accuracy",
 ]

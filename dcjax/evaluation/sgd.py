@@ -29,8 +29,8 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
 def sgd_probe(
     represent: Callable[[dict[str, np.ndarray]], tuple[jax.Array, jax.Array]],
     batches: Iterator[dict[str, np.ndarray]],
-    test_r: np.ndarray,
-    test_labels: np.ndarray,
+    test_r: jax.Array | np.ndarray,
+    test_labels: jax.Array | np.ndarray,
     *,
     columns: Mapping[str, slice],
     classes: int,
@@ -53,8 +53,8 @@ def sgd_probe(
     Args:
       represent: from a host batch to r `[b, d]` and labels `[b]` on the devices: augmentation and frozen encoder.
       batches: training batches in a stream without end.
-      test_r: `[n, d]` of the test split.
-      test_labels: `[n]`.
+      test_r: `[n, d]` of the test split; the rows may be split over a mesh.
+      test_labels: `[n]`; a row with the label -1 does not count.
       columns: name to the part of r that a classifier sees, e.g. `{"all": slice(None), "selected": slice(0, 360)}`.
       classes: number of classes.
       images: number of training images, which is an epoch.

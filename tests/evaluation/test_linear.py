@@ -1,7 +1,14 @@
 """The cached-feature probe against scikit-learn, and what surrounds it."""
 
+import io
+import lzma
+import pathlib
+
+import cv2
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -11,11 +18,13 @@ from dcjax.evaluation import (
     Classifier,
     draw_labelled,
     fit_logistic,
-    knn_accuracy,
     standardize,
     top_k_accuracy,
 )
-from dcjax.evaluation.knn import largest
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+PACK = pathlib.Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg_test.npz.xz"
 
 
 def blobs(n=300, d=6, classes=4, seed=0):
@@ -38,6 +47,66 @@ def test_logistic_regression_is_scikit_learns():
     np.testing.assert_allclose(probabilities, reference.predict_proba(scaled), atol=3e-3)
 
 
+def ill_conditioned(n, d, condition, classes=4, seed=0):
+    """Features whose largest singular value is `condition` times the smallest, and labels that need all directions."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, d))
+    u, _, v = np.linalg.svd(z - z.mean(0), full_matrices=False)
+    x = u * np.geomspace(1, 1 / condition, u.shape[1]) @ v
+    logits = np.sqrt(n) * u @ rng.normal(size=(u.shape[1], classes))
+    labels = np.argmax(logits + rng.gumbel(size=(n, classes)), axis=1)
+    return x / np.sqrt(np.mean(np.square(x))), labels.astype(np.int32)
+
+
+@pytest.mark.parametrize(("n", "d", "condition"), [(200, 12, 1e4), (30, 50, 1e2)])
+def test_the_optimum_is_scikit_learns(x64, n, d, condition):
+    """Ill-conditioned features, more and fewer rows than features, and rows that do not count."""
+    x, labels = ill_conditioned(n, d, condition)
+    reference = LogisticRegression(C=1.0, tol=1e-13, max_iter=1000, solver="newton-cholesky").fit(x, labels)
+    padded = np.concatenate([x, np.ones((3, d))]), np.concatenate([labels, [-1] * 3]).astype(np.int32)
+    classifier = fit_logistic(*padded, classes=4, tolerance=1e-13)
+    # The Hessian is at least 1 / n, so a gradient of 1e-13 leaves W within n * sqrt(4 d) * 1e-13 < 1e-9 of the optimum.
+    np.testing.assert_allclose(classifier.w, reference.coef_.T, atol=1e-9)
+    np.testing.assert_allclose(classifier.b, reference.intercept_ - reference.intercept_.mean(), atol=1e-9)
+
+    def objective(w, b):
+        loss = optax.losses.softmax_cross_entropy_with_integer_labels(x @ w + b, labels)
+        return jnp.mean(loss) + 0.5 / n * jnp.sum(w**2)
+
+    gradient = jax.grad(objective, argnums=(0, 1))(classifier.w, classifier.b)
+    assert classifier.residual <= 1e-13
+    # Sums of n numbers of order 1 in another order.
+    assert max(float(jnp.abs(g).max()) for g in gradient) == pytest.approx(float(classifier.residual), abs=1e-14)
+
+
+def test_correlated_features_take_few_steps():
+    x, labels = ill_conditioned(1000, 64, 1e4)
+    assert fit_logistic(x.astype(np.float32), labels, classes=4, max_iterations=60).residual <= TOLERANCE
+
+
+@pytest.mark.skipif(not PACK.exists(), reason="the real images are not here")
+@pytest.mark.parametrize("count", [100, 400])  # fewer and more than the features
+def test_the_pixels_of_photographs(count):
+    pack = np.load(io.BytesIO(lzma.decompress(PACK.read_bytes())))
+    starts, data = pack["offsets"], pack["data"]
+    chosen = np.linspace(0, len(pack["labels"]) - 1, count).astype(int)  # of every class
+    images = [cv2.imdecode(data[starts[i] : starts[i + 1]], cv2.IMREAD_COLOR)[12:20, 12:20] for i in chosen]
+    x, labels = np.stack(images).reshape(count, -1).astype(np.float32), pack["labels"][chosen].astype(np.int32)
+    (x,) = map(np.asarray, standardize(x))
+    w, b, residual = fit_logistic(x, labels, classes=10, max_iterations=150)
+    assert residual <= TOLERANCE
+    reference = LogisticRegression(C=1.0, tol=1e-8, max_iter=1000, solver="newton-cg").fit(np.float64(x), labels)
+
+    def objective(w, b):
+        logits = np.float64(x) @ np.float64(w) + np.float64(b)
+        logits -= logits.max(1, keepdims=True)
+        log_likelihoods = logits[np.arange(count), labels] - np.log(np.exp(logits).sum(1))
+        return -log_likelihoods.mean() + 0.5 / count * np.square(np.float64(w)).sum()
+
+    # float32 and a gradient of 1e-5
+    assert objective(w, b) == pytest.approx(objective(reference.coef_.T, reference.intercept_), abs=3e-5)
+
+
 def test_standardize_is_scikit_learns_and_survives_constants():
     x, _ = blobs()
     x[:, 2] = 7
@@ -55,15 +124,12 @@ def test_collapsed_features_are_right_by_chance_only(classes):
     classifier = fit_logistic(x, labels, classes=classes)
     for k in (1, 2):
         assert top_k_accuracy(classifier, x, labels, k=k) == pytest.approx(k / classes)
-    assert knn_accuracy(x, labels, x, labels, classes=classes, neighbors=5, temperature=0.07) < 0.6
 
 
 def test_what_is_not_finite_is_wrong():
     x, labels = blobs()
     broken = Classifier(jnp.full((6, 4), jnp.nan), jnp.zeros(4))
     assert top_k_accuracy(broken, x, labels, k=4) == 0
-    nothing = np.full_like(x, np.nan)
-    assert knn_accuracy(nothing, labels, nothing, labels, classes=4, neighbors=5, temperature=0.07) == 0
 
 
 def test_a_solver_that_is_stopped_early_says_so():
@@ -91,38 +157,3 @@ def test_draws_are_fixed_balanced_and_different():
     np.testing.assert_array_equal(draws[2], draw_labelled(labels, per_class=10, draw=2))
     with pytest.raises(ValueError, match="at most 20, the training images of class 0, found 21"):
         draw_labelled(labels, per_class=21, draw=0)
-
-
-def slow_knn(train, train_labels, test, test_labels, classes, k, temperature):
-    right = 0
-    unit = train / np.linalg.norm(train, axis=1, keepdims=True)
-    for row, label in zip(test, test_labels, strict=True):
-        similarity = unit @ (row / np.linalg.norm(row))
-        votes = np.zeros(classes)
-        for i in np.argsort(-similarity)[:k]:
-            votes[train_labels[i]] += np.exp(similarity[i] / temperature)
-        right += np.argmax(votes) == label
-    return right / len(test)
-
-
-@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 5), (20, 20), (21, 20), (100, 3), (1000, 20), (997, 1)])
-def test_the_largest_are_those_of_top_k(n, k):
-    values = np.random.default_rng(n).permutation(n).astype(np.float32) - n // 2
-    found, where = largest(jnp.asarray(values), k)
-    np.testing.assert_array_equal(found, np.sort(values)[::-1][:k])
-    np.testing.assert_array_equal(values[np.asarray(where)], found)
-
-
-@pytest.mark.parametrize("k", [1, 20])
-def test_nearest_neighbours(k):
-    x, labels = blobs(n=700)
-    x -= 5
-    split = 400  # 300 test rows: more than a block, and not a multiple of it
-    expected = slow_knn(
-        x[:split].astype(np.float64), labels[:split], x[split:].astype(np.float64), labels[split:], 4, k, 0.07
-    )
-    found = knn_accuracy(x[:split], labels[:split], x[split:], labels[split:], classes=4, neighbors=k, temperature=0.07)
-    assert 0.5 < expected < 1
-    assert found == pytest.approx(expected, abs=1.5 / 300)  # a vote may be as good as tied in float32
-    with pytest.raises(ValueError, match=r"probe\.neighbors must be from 1 to the 400 training images, found 401"):
-        knn_accuracy(x[:400], labels[:400], x[400:], labels[400:], classes=4, neighbors=401, temperature=0.07)
