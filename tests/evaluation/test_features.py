@@ -25,8 +25,6 @@ from dcjax.evaluation import (
 from dcjax.evaluation.features import NO_IMAGE
 from dcjax.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 WIDTH = 6
 
 

@@ -10,8 +10,6 @@ from dcjax.evaluation import knn_accuracy
 from dcjax.evaluation.knn import largest, nearest
 from dcjax.mesh import make_mesh
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def accuracy(train, train_labels, test, test_labels, *, devices=1, **settings):
     mesh = make_mesh(devices)

@@ -22,8 +22,6 @@ from dcjax.evaluation import (
     top_k_accuracy,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 PACK = pathlib.Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg_test.npz.xz"
 
 
