@@ -1,9 +1,22 @@
-"""A run small enough to test."""
+"""A run small enough to test, and what the tests of several parts share."""
+
+import contextlib
 
 import cv2
+import jax
 import numpy as np
 
 from dcjax.config import load_config
+
+
+@contextlib.contextmanager
+def double_precision():
+    """`jax.enable_x64(True)`, which jax 0.7 does not have."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
 
 
 def tiny_config(**overrides):
