@@ -14,10 +14,10 @@ from dcjax.errors import SettingError
 BATCH_AXIS = "data"
 
 # With XLA's default schedule of a CPU program the devices of a process wait for each other without end, in different
-# collectives, and several processes end with a mismatch (seen with jaxlib 0.10.2): independent collectives, such as those
-# of the two views, start on every device in an order of its own. Either flag chooses the other schedule: the first has an
-# effect from jax 0.7.2 to 0.12.0 and is deprecated since 0.9.1, the second came with 0.9.1. As an option of `jax.jit` the
-# flag has no effect; the environment is read when the first device is used.
+# collectives, and several processes end with a mismatch (seen with jaxlib 0.10.2): independent collectives, such as
+# those of the two views, start on every device in an order of its own. Either flag chooses the other schedule: the
+# first has an effect from jax 0.7.2 to 0.12.0 and is deprecated since 0.9.1, the second came with 0.9.1. As an option
+# of `jax.jit` the flag has no effect; the environment is read when the first device is used.
 ORDERED_SCHEDULES = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
     "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
