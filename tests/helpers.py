@@ -19,6 +19,16 @@ def double_precision():
         jax.config.update("jax_enable_x64", False)
 
 
+def vmapped_product_error(dtype, rows):
+    """The largest error, relative to the terms, of sum((M x_i)^2) for every row i, as `jit` of `vmap` computes it."""
+    rng = np.random.default_rng(0)
+    matrix, x = rng.standard_normal((3, 3)).astype(dtype), rng.standard_normal((rows, 3)).astype(dtype)
+    expected = np.sum((x.astype(np.float64) @ matrix.astype(np.float64).T) ** 2, axis=1)
+    with double_precision():
+        found = jax.jit(jax.vmap(lambda row: ((matrix @ row) ** 2).sum()))(x)
+        return np.max(np.abs(found - expected) / (1 + expected))
+
+
 def tiny_config(**overrides):
     """The quickstart, shrunk: 8 px digits, 4 base channels, batches of 16, 4 steps. Overrides are dotted keys."""
     config = load_config("configs/quickstart.py")
