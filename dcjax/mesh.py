@@ -1,6 +1,9 @@
 """The device mesh and the two shardings of the package: batches split over it, everything else on every device."""
 
+import importlib.util
+import mmap
 import os
+import pathlib
 
 import jax
 import numpy as np
@@ -11,11 +14,15 @@ from dcjax.errors import SettingError
 
 BATCH_AXIS = "data"
 
-# Off: with XLA's default schedule of a CPU program (seen with jaxlib 0.10.2) the devices of a process wait for each
-# other without end, in different collectives, and several processes end with a mismatch: independent collectives, such
-# as those of the two views, start on every device in an order of its own. As an option of `jax.jit` it has no effect;
-# the environment is read when the first device is used.
-CONCURRENT_SCHEDULE = "xla_cpu_enable_concurrency_optimized_scheduler"
+# With XLA's default schedule of a CPU program the devices of a process wait for each other without end, in different
+# collectives, and several processes end with a mismatch (seen with jaxlib 0.10.2): independent collectives, such as
+# those of the two views, start on every device in an order of its own. Either flag chooses the other schedule: the
+# first has an effect from jax 0.7.2 to 0.12.0 and is deprecated since 0.9.1, the second came with 0.9.1. As an option
+# of `jax.jit` the flag has no effect; the environment is read when the first device is used.
+ORDERED_SCHEDULES = (
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+)
 
 
 def start_processes(
@@ -33,7 +40,7 @@ def start_processes(
       ValueError: no cluster that JAX detects. Where process 0 does not answer, JAX itself ends this process after five
         minutes.
     """
-    _order_cpu_collectives()
+    order_cpu_collectives()
     try:
         jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=heartbeat_timeout_seconds)
     except (RuntimeError, ValueError) as error:
@@ -61,7 +68,7 @@ def make_mesh(devices: int = 0) -> Mesh:
     """
     virtual = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if virtual or getattr(jax.config, "jax_num_cpu_devices", 0) > 1:
-        _order_cpu_collectives()
+        order_cpu_collectives()
     available = jax.devices()
     if devices < 0 or devices > len(available):
         raise SettingError(f"devices must be from 1 to the {len(available)} present, or 0 for all, found {devices}")
@@ -71,11 +78,23 @@ def make_mesh(devices: int = 0) -> Mesh:
     return jax.make_mesh((count,), (BATCH_AXIS,), devices=available[:count], axis_types=(jax.sharding.AxisType.Auto,))
 
 
-def _order_cpu_collectives() -> None:
+def order_cpu_collectives() -> None:
+    """Adds the flag of an ordered schedule to `XLA_FLAGS`; before a device is used, and unless the user has set one."""
     flags = os.environ.get("XLA_FLAGS", "")
-    # A later version may not know the flag, and an unknown one ends the process.
-    if CONCURRENT_SCHEDULE not in flags and jax.__version_info__ < (0, 12):
-        os.environ["XLA_FLAGS"] = f"{flags} --{CONCURRENT_SCHEDULE}=false".strip()
+    if not any(flag.partition("=")[0] in flags for flag in ORDERED_SCHEDULES):
+        known = next(filter(_known_to_xla, ORDERED_SCHEDULES), "")
+        os.environ["XLA_FLAGS"] = f"{flags} {known}".strip()
+
+
+def _known_to_xla(flag: str) -> bool:
+    # A flag that XLA does not know ends the process. Its library holds the name of every flag that it does know, which
+    # is right for versions to come too; the first name is found within milliseconds.
+    spec = importlib.util.find_spec("jaxlib")
+    library = pathlib.Path(spec.origin).parent / "libjax_common.so" if spec and spec.origin else None
+    if library is None or not library.is_file():
+        return False
+    with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(flag.removeprefix("--").partition("=")[0].encode()) >= 0
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -2,16 +2,11 @@
 
 import os
 import tempfile
-from importlib.metadata import version
 
 PLATFORM = os.environ.get("DCJAX_TEST_PLATFORM", "cpu")
 os.environ["JAX_PLATFORMS"] = {"gpu": "cuda,cpu"}.get(PLATFORM, PLATFORM)
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-if version("jax").startswith(
-    ("0.10.", "0.11.")
-):  # as dcjax.mesh does for a run: here other code uses the devices first
-    os.environ["XLA_FLAGS"] += " --xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "dcjax-test-compile-cache"))
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Most tests compile for longer than they run, and few optimisations halve that. `optimised` is for the others;
@@ -25,6 +20,12 @@ import pytest  # noqa: E402
 # The shapes that the annotations of the numeric parts promise are checked in tests, and only there.
 CHECKED = ["dcjax.losses", "dcjax.collapse", "dcjax.toy", "dcjax.data.image_ops"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+
+from helpers import double_precision  # noqa: E402
+
+from dcjax.mesh import order_cpu_collectives  # noqa: E402
+
+order_cpu_collectives()  # as `make_mesh` does for a run: here other code uses the devices first
 
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -60,5 +61,5 @@ def unchecked_shapes():
 @pytest.fixture
 def x64():
     """Double precision, for identities and slow references."""
-    with jax.enable_x64(True):
+    with double_precision():
         yield

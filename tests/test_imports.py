@@ -6,7 +6,7 @@ import pathlib
 ROOT = pathlib.Path(__file__).parent.parent
 
 LAYERS = [
-    {"errors", "files", "cli"},
+    {"errors", "files", "cli", "versions"},
     {"losses", "collapse", "toy"},
     {
         "models",
@@ -28,7 +28,7 @@ LAYERS = [
     {"main"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-NO_FLAX = {"errors", "files", "cli", "losses", "collapse", "toy"}
+NO_FLAX = {"errors", "files", "cli", "versions", "losses", "collapse", "toy"}
 CONFIG_READERS = {"config", "experiment", "pretrain", "probe", "main"}
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import double_precision
 
 from dcjax.errors import SettingError
 from dcjax.toy import INITS, Setting, collapsed, conserved_quantity, embed, info_nce, simulate
@@ -83,7 +84,7 @@ def test_a_cell_does_not_depend_on_the_grid_around_it():
 def test_both_precisions_see_the_same_data():
     grid = {"depths": [2], "amplitudes": [1.0], "seeds": [3], "steps": [0, 8]}
     single = simulate(TINY, **grid)
-    with jax.enable_x64(True):
+    with double_precision():
         double = simulate(TINY, **grid)
     assert (single.weights.dtype, double.weights.dtype) == (np.float32, np.float64)
     np.testing.assert_allclose(single.weights, double.weights, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,40 @@
+"""The versions of JAX that the package runs on, checked before JAX is imported."""
+
+import importlib.metadata
+import os
+import re
+import sys
+
+# As in pyproject.toml; a test holds the two equal. Not read from the package's own metadata: a checkout on PYTHONPATH
+# has none, and an editable install keeps those of the day it was installed.
+JAX_MINIMUM = (0, 7, 2)
+JAX_BROKEN = {"0.10.2": "computes wrong values on CPU without an error (https://github.com/jax-ml/jax/issues/39103)"}
+
+
+def jax_requirement() -> str:
+    """The range as pip takes it."""
+    return ",".join([f"jax>={'.'.join(map(str, JAX_MINIMUM))}", *(f"!={version}" for version in JAX_BROKEN)])
+
+
+def jax_problem() -> str | None:
+    """One line on the installed JAX if the package must not run on it; None if it may, or if there is no JAX."""
+    try:
+        found = importlib.metadata.version("jax")
+    except importlib.metadata.PackageNotFoundError:
+        return None  # the import that needs it says so
+    numbers = re.match(r"\d+(?:\.\d+)*", found)  # a build of one's own is called 0.10.2.dev20260601+abc
+    release = tuple(map(int, numbers[0].split("."))) if numbers else JAX_MINIMUM
+    if release < JAX_MINIMUM:
+        fault = f"is older than {'.'.join(map(str, JAX_MINIMUM))}"
+    elif found in JAX_BROKEN:
+        fault = JAX_BROKEN[found]
+    else:
+        return None
+    return f"jax {found} is installed, which {fault}; install another: pip install '{jax_requirement()}'"
+
+
+def is_command() -> bool:
+    """Whether Python was started for a command of the package: `python -m dcjax...`, or a script named dcjax."""
+    arguments = sys.orig_argv[1:]
+    module = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
+    return module.split(".")[0] == "dcjax" or os.path.basename(sys.argv[0]) == "dcjax"
