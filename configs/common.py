@@ -29,7 +29,8 @@ def recipe() -> ConfigDict:
             "loss": {
                 "name": "info_nce",
                 "temperature": 0.1,
-                # Rows of a tile of the logits; "none" holds all of them at once; "auto" tiles where they are many.
+                # Rows of a tile of the logits; "none" holds all of them at once; "auto" tiles where a device
+                # would hold many (4 MB on CPU, 64 MB on an accelerator).
                 "block_size": "auto",
             },
             "optimizer": {

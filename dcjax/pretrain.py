@@ -34,7 +34,12 @@ from dcjax.state import TrainState, init_state
 from dcjax.streams import Stream, device_key
 
 SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
-PLAIN_ROWS = 1024  # a batch whose logits are no burden: with both views 16 MB
+# Bytes of logits on one device up to which `loss.block_size=auto` holds all of them. On CPU, on one device and on
+# eight, all logits at once are faster up to 4 MB and tiles from 17 MB on; in between it depends on the loss
+# (experiments/results/loss_tiling_cpu.jsonl). On an accelerator one tile has 4,096 x 4,096 logits, which is 64 MB:
+# fewer logits would be a single tile. The bound was not measured there. The paper's batch of 4,096 on 32 devices has 2
+# MB.
+PLAIN_BYTES = {"cpu": 2**22, "accelerator": 2**26}
 SPECTRUM_IMAGES = 25_600  # of the training split, where it stands in for a test split
 
 TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
@@ -180,7 +185,9 @@ def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], ja
     """The loss of two views' embeddings, with as much of the logits in memory as the config asks for."""
     loss = functools.partial(LOSSES[config.loss.name], temperature=config.loss.temperature)
     block_size = str(config.loss.block_size)
-    if block_size == "none" or (block_size == "auto" and config.batch_size <= PLAIN_ROWS):
+    rows = config.batch_size * (2 if config.loss.name == "nt_xent" else 1)  # and columns of the logits
+    bound = PLAIN_BYTES["cpu" if jax.default_backend() == "cpu" else "accelerator"]
+    if block_size == "none" or (block_size == "auto" and 4 * rows**2 / mesh.size <= bound):
         return loss
     tiles = None if block_size == "auto" else int(block_size)
     return functools.partial(loss, block_size=tiles, mesh=mesh)

@@ -445,14 +445,24 @@ def assert_same_lines(one, two):
 
 
 @pytest.mark.parametrize(
-    ("block_size", "batch_size", "expected"),
-    [("none", 4096, None), ("auto", 1024, None), ("auto", 1032, {"block_size": None}), ("64", 16, {"block_size": 64})],
+    ("loss", "block_size", "batch_size", "devices", "tiles"),
+    [
+        ("info_nce", "none", 4096, 1, None),
+        ("info_nce", "64", 16, 8, {"block_size": 64}),
+        # What counts is a device's share of the logits: 4 MB at most.
+        ("info_nce", "auto", 1024, 1, None),
+        ("info_nce", "auto", 1025, 1, {"block_size": None}),
+        ("info_nce", "auto", 2048, 8, None),
+        ("info_nce", "auto", 4096, 8, {"block_size": None}),
+        ("nt_xent", "auto", 512, 1, None),
+        ("nt_xent", "auto", 1024, 1, {"block_size": None}),
+    ],
 )
-def test_the_config_chooses_the_tiles(block_size, batch_size, expected):
-    mesh = make_mesh(8)
-    loss = loop.make_loss(tiny_config(loss__block_size=block_size, batch_size=batch_size), mesh)
-    assert loss.func is LOSSES["info_nce"]
-    assert loss.keywords == {"temperature": 0.1} | ({} if expected is None else expected | {"mesh": mesh})
+def test_the_config_chooses_the_tiles(loss, block_size, batch_size, devices, tiles):
+    mesh = make_mesh(devices)
+    chosen = loop.make_loss(tiny_config(loss__name=loss, loss__block_size=block_size, batch_size=batch_size), mesh)
+    assert chosen.func is LOSSES[loss]
+    assert chosen.keywords == {"temperature": 0.1} | ({} if tiles is None else tiles | {"mesh": mesh})
 
 
 @pytest.mark.slow
