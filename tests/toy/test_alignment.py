@@ -1,5 +1,6 @@
 """Alignment, Theorem 3 and the lemmas of appendix A against finite differences of the SVD."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,9 +42,10 @@ def test_alignment_of_aligned_layers(x64):
     assert np.abs(np.diagonal(a)).min() < 0.9
 
 
-def test_alignment_of_layers_that_are_not_square():
-    rng = np.random.default_rng(0)
-    assert alignment_matrix(rng.normal(size=(4, 6)), rng.normal(size=(3, 4))).shape == (3, 4)
+def test_alignment_of_layers_that_are_not_square(x64):
+    w1, w2 = (np.random.default_rng(0).normal(size=shape) for shape in ((4, 6), (3, 4)))
+    expected = np.linalg.svd(w2, full_matrices=False)[2] @ np.linalg.svd(w1, full_matrices=False)[0]
+    np.testing.assert_allclose(np.abs(alignment_matrix(w1, w2)), np.abs(expected), rtol=1e-10, atol=1e-10)
 
 
 def test_conserved_quantity_of_balanced_layers(x64):
@@ -92,9 +94,12 @@ def test_lemma_6_leaves_aligned_layers_aligned(x64):
 
 
 def test_dtypes_stay(strict_dtypes):
-    w = np.float32(np.random.default_rng(0).normal(size=(3, 3)))
-    found = [conserved_quantity(w, w), alignment_matrix(w, w), *alignment_velocity(w, 2 * w, w)]
-    found += [singular_value_velocity(w, w), *aligned_rates(w[0], w[1], w, w + w.T)]
+    @jax.jit
+    def everything(w):
+        found = [conserved_quantity(w, w), alignment_matrix(w, w), *alignment_velocity(w, 2 * w, w)]
+        return [*found, singular_value_velocity(w, w), *aligned_rates(w[0], w[1], w, w + w.T)]
+
+    found = jax.eval_shape(everything, jax.ShapeDtypeStruct((3, 3), jnp.float32))
     assert {a.dtype for a in found} == {jnp.dtype(jnp.float32)}
 
 

@@ -208,7 +208,7 @@ def test_blow_up_time(x64):
         (0.5, -0.25, 1.0, np.inf),
         (0.5, -0.25 * (1 + 1e-8), 0.8, np.inf),
     ])  # fmt: skip
-    found = blow_up_time(sigma0, gap, rate)
+    found = np.asarray(blow_up_time(sigma0, gap, rate))
     np.testing.assert_allclose(found, expected, rtol=5e-9)  # the digits printed
     np.testing.assert_allclose(found[[0, 3]], expected[[0, 3]], rtol=1e-14)
     at = found[1] * np.array([1 - 1e-9, 1 + 1e-9, 1.5, 100])
