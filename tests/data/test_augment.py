@@ -58,8 +58,9 @@ def test_an_accelerators_views_are_those_of_the_slow_reference(reference, monkey
 def test_host_crops_pass_through_and_the_probe_only_crops_and_flips():
     crops, key, positions = noise(6, 2, 16, 16, 3), jax.random.key(0), np.arange(6)
     x, x_prime = views_of(crops, key, positions, size=16, settings=Augmentation(**PLAIN))
-    check(x, crops[:, 0] / 255, 1e-7)
-    check(x_prime, crops[:, 1] / 255, 1e-7)
+    # A division by 255 may be compiled to a product: two roundings.
+    check(x, crops[:, 0] / 255, 1e-6)
+    check(x_prime, crops[:, 1] / 255, 1e-6)
     probe = jax.jit(one_view, static_argnames=("size", "settings", "cropped"))
     settings = Augmentation(**PAPER)
     u = np.asarray(draws_of(key, positions, 0), np.float64)
@@ -237,7 +238,7 @@ def test_crops_are_distributed_as_on_the_host(height, width):
 )  # fmt: skip
 def test_a_bad_setting_names_itself(field, value):
     with pytest.raises(
-        SettingError, match=rf"^augment\.{field}: found {re.escape(str(value))}, expected .+$"
+        SettingError, match=rf"^augment\.{field}: found \[?{re.escape(repr(value))}\]?, expected .+$"
     ) as caught:
         Augmentation(**{**PAPER, field: value})
     assert "\n" not in str(caught.value)

@@ -1,5 +1,6 @@
 """The statements that check themselves, in small, and the tables of the figures in full (slow)."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dcjax.toy import claims, corollaries, figures, lemmas, phase, theorems
+from dcjax.toy import claims, corollaries, ensembles, figures, lemmas, phase, theorems
 from dcjax.toy.claims import as_json, as_text
 from dcjax.toy.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 
@@ -24,10 +25,17 @@ SMALL = {
 
 
 @pytest.fixture
-def one_device(monkeypatch):
-    """Two to four cells would leave most of the eight devices to padding, which is computed like any cell."""
+def small(monkeypatch):
+    """Fewer samples, steps and rates than the statements' own; what they claim does not depend on these."""
+    # Two to four cells would leave most of the eight devices to padding, which is computed like any cell.
     devices = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    for module in (theorems, corollaries):
+        for name in ("STRONG", "TWO_LAYERS"):
+            monkeypatch.setattr(module, name, dataclasses.replace(getattr(ensembles, name), samples=32), raising=False)
+    monkeypatch.setattr(lemmas, "SAMPLES", (2, 8))
+    monkeypatch.setattr(lemmas, "STRANG_STEPS", (32, 64, 128, 256))
+    monkeypatch.setattr(lemmas, "LEARNING_RATES", (0.02, 0.01))
 
 
 @pytest.fixture
@@ -50,8 +58,7 @@ def figures_of(monkeypatch, tmp_path):
     [pytest.param(f, marks=pytest.mark.slow if f is lemmas.lemma_1 else ()) for f in SMALL],
     ids=lambda f: f.__name__,
 )
-def test_statements_hold_in_small(x64, monkeypatch, one_device, figures_of, statement):
-    monkeypatch.setattr(lemmas, "SAMPLES", (2, 8))  # as many programs
+def test_statements_hold_in_small(x64, small, figures_of, statement):
     report = statement(**SMALL[statement])
     assert report.holds, as_text(report)
     numbers = json.loads(json.dumps(as_json(report, SMALL[statement])))
@@ -76,7 +83,7 @@ def test_statements_hold_in_float32(statement):
     assert report.holds, as_text(report)
 
 
-def test_a_statement_outside_its_conditions_fails(x64, one_device):
+def test_a_statement_outside_its_conditions_fails(x64, small):
     """Too few steps: the collapse has not happened, and the table says so."""
     report = corollaries.corollary_1(dim=4, seeds=2, steps=10)
     assert not report.holds
@@ -110,7 +117,7 @@ def test_checks_can_fail(check, holds):
     assert check.holds is holds
 
 
-def test_phase_diagram_in_small(monkeypatch, one_device, figures_of, capsys):
+def test_phase_diagram_in_small(monkeypatch, small, figures_of, capsys):
     monkeypatch.setattr(phase, "SMALL", phase.Size(amplitudes=4, depth=2, seeds=2, steps=3000, samples=16))
     report = phase.phase(dim=4)
     assert report.holds, as_text(report)
