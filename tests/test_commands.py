@@ -2,12 +2,15 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 from helpers import tiny_config, write_images
 
+import dcjax.main
+import dcjax.probe
 from dcjax.errors import SettingError
 from dcjax.main import main
 from dcjax.pretrain import pretrain
@@ -24,12 +27,7 @@ def command(module, *argv, cwd):
     ("module", "argv", "message"),
     [
         ("dcjax.main", ["--config=configs/quickstrat.py"], "no file 'configs/quickstrat.py'"),
-        ("dcjax.main", ["--config=configs/quickstart.py", "--config.projector.d=3"], "did you mean 'projector.d0'"),
-        ("dcjax.main", ["--config=configs/quickstart.py", "stray"], "unrecognized arguments: stray"),
-        ("dcjax.main", ["--config=configs/quickstart.py", "--wrkdir=x"], "unrecognized arguments: --wrkdir=x"),
-        ("dcjax.main", [], "--config=FILE is required"),
-        ("dcjax.main", ["--config=configs/quickstart.py", "--config.projector.d0=65"], "projector.d0 must be from 1"),
-        ("dcjax.probe", ["--workdir=nowhere"], "holds no checkpoints"),
+        ("dcjax.probe", ["--workdir=nowhere"], "nowhere"),
     ],
 )
 def test_exit_status_2_and_one_line(tmp_path, module, argv, message):
@@ -41,60 +39,81 @@ def test_exit_status_2_and_one_line(tmp_path, module, argv, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("module", ["dcjax.main", "dcjax.probe"])
-def test_help(tmp_path, module):
-    done = command(module, "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "--workdir" in done.stdout
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["--config=configs/quickstart.py", "--config.projector.d=3"], "'projector.d'"),
+        (["--config=configs/quickstart.py", "stray"], "stray"),
+        (["--config=configs/quickstart.py", "--wrkdir=x"], "--wrkdir=x"),
+        ([], "--config"),
+        (["--config=configs/quickstart.py", "--config.projector.d0=65"], "projector.d0"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path, monkeypatch, argv, named):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingError, match=re.escape(named)):
+        main(argv)
+
+
+@pytest.mark.parametrize("module", [dcjax.main, dcjax.probe])
+def test_help(module, capsys):
+    with pytest.raises(SystemExit) as done:
+        module.main(["--help"])
+    assert done.value.code == 0
+    assert "--workdir" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "named", "found"),
     [
-        ({"projector__name": "drect"}, r"projector.name 'drect' is not known \(did you mean 'direct'\?\)"),
-        ({"projector__d0": 0}, r"projector.d0 must be from 1 to the width of the representation \(32\), found 0"),
-        ({"projector__d0": 33}, r"projector.d0 must be .* \(32\), found 33"),
-        ({"data__name": "digit"}, r"data.name 'digit' is not known \(did you mean 'digits'\?\)"),
-        ({"data__train_split": "training"}, "'training'.*known are train, test"),
-        ({"model__name": "resnet34"}, "model.name.*resnet34.*resnet18"),
-        ({"model__stem": "tiny"}, "model.stem.*tiny"),
-        ({"model__width": 0.01}, "model.width.*0.01"),
-        ({"model__dtype": "float16"}, "model.dtype 'float16' is not known"),
-        ({"loss__name": "infonce"}, r"loss.name 'infonce' is not known \(did you mean 'info_nce'\?\)"),
-        ({"loss__temperature": 0.0}, "loss.temperature must be positive and finite, found 0.0"),
-        ({"loss__block_size": "0"}, "loss.block_size must be auto, none or a whole number of at least 1, found 0"),
-        (
-            {"loss__block_size": "many"},
-            "loss.block_size must be auto, none or a whole number of at least 1, found many",
-        ),
-        ({"batch_size": 15, "devices": 8}, "batch_size must be a multiple of the 8 device.*8 or 16; found 15"),
-        ({"batch_size": 0}, "batch_size must be a multiple .* found 0"),
-        ({"batch_size": 2000}, "batch_size must be at most the 1437 training images, found 2000"),
-        ({"devices": 9}, "devices must be from 1 to the 8 present.*found 9"),
-        ({"total_steps": 0}, r"total_steps .* at least one step, found 0"),
-        ({"optimizer__warmup_steps": 4}, "warmup_steps.*found 4 of 4"),
-        ({"optimizer__learning_rate": -1.0}, "optimizer.learning_rate must be positive, found -1.0"),
-        ({"optimizer__momentum": 1.0}, "optimizer.momentum"),
-        ({"log_every_steps": 0}, "log_every_steps must be at least 1, found 0"),
-        ({"checkpoint_every_steps": 0}, "checkpoint_every_steps must be at least 1, found 0"),
-        ({"augment__flip": 1.5}, "augment.flip.*1.5"),
-        ({"data__stored_size": 9}, "data.stored_size.*9"),
-        ({"data__image_size": 0}, "data.image_size must be at least 1, found 0"),
-        ({"data__image_size": 7}, "data.image_size must be at least 8 for model.stem 'small', found 7"),
-        ({"model__stem": "imagenet"}, "data.image_size must be at least 32 for model.stem 'imagenet', found 8"),
-        ({"data__max_damaged": 1.0}, "data.max_damaged must be a share from 0 to below 1, found 1.0"),
-        ({"data__threads": -1}, "data.threads must be at least 0, found -1"),
-        ({"probe__schedule": "cosin"}, r"probe.schedule 'cosin' is not known \(did you mean 'cosine'\?\)"),
-        ({"probe__interpolation": "cubic"}, r"probe.interpolation 'cubic' is not known \(did you mean 'bicubic'\?\)"),
-        ({"augment__interpolation": "linear"}, r"augment.interpolation 'linear' is not known .*'bilinear'"),
-        ({"probe__batch_size": 0}, "probe.batch_size must be at least 1, found 0"),
+        ({"projector__name": "drect"}, "projector.name", "'drect'"),
+        ({"projector__d0": 0}, "projector.d0", "0"),
+        ({"projector__d0": 33}, "projector.d0", "33"),
+        ({"data__name": "digit"}, "data.name", "'digit'"),
+        ({"data__train_split": "training"}, "", "'training'"),
+        ({"model__name": "resnet34"}, "model.name", "'resnet34'"),
+        ({"model__stem": "tiny"}, "model.stem", "'tiny'"),
+        ({"model__width": 0.01}, "model.width", "0.01"),
+        ({"model__dtype": "float16"}, "model.dtype", "'float16'"),
+        ({"loss__name": "infonce"}, "loss.name", "'infonce'"),
+        ({"loss__temperature": 0.0}, "loss.temperature", "0.0"),
+        ({"loss__block_size": "0"}, "loss.block_size", "0"),
+        ({"loss__block_size": "many"}, "loss.block_size", "many"),
+        ({"batch_size": 15, "devices": 8}, "batch_size", "15"),
+        ({"batch_size": 0}, "batch_size", "0"),
+        ({"batch_size": 2000}, "batch_size", "2000"),
+        ({"devices": 9}, "devices", "9"),
+        ({"total_steps": 0}, "total_steps", "0"),
+        ({"optimizer__warmup_steps": 4}, "warmup_steps", "4"),
+        ({"optimizer__learning_rate": -1.0}, "optimizer.learning_rate", "-1.0"),
+        ({"optimizer__momentum": 1.0}, "optimizer.momentum", "1.0"),
+        ({"log_every_steps": 0}, "log_every_steps", "0"),
+        ({"checkpoint_every_steps": 0}, "checkpoint_every_steps", "0"),
+        ({"augment__flip": 1.5}, "augment.flip", "1.5"),
+        # The first image tells, when the step is compiled; the loader has a test of its own.
+        pytest.param({"data__stored_size": 9}, "data.stored_size", "9", marks=pytest.mark.slow),
+        ({"data__image_size": 0}, "data.image_size", "0"),
+        ({"data__image_size": 7}, "data.image_size", "7"),
+        ({"model__stem": "imagenet"}, "data.image_size", "8"),
+        ({"data__max_damaged": 1.0}, "data.max_damaged", "1.0"),
+        ({"data__threads": -1}, "data.threads", "-1"),
+        ({"probe__schedule": "cosin"}, "probe.schedule", "'cosin'"),
+        ({"probe__interpolation": "cubic"}, "probe.interpolation", "'cubic'"),
+        ({"augment__interpolation": "linear"}, "augment.interpolation", "'linear'"),
+        ({"probe__batch_size": 0}, "probe.batch_size", "0"),
     ],
 )
-def test_bad_settings_are_named_before_anything_is_trained(tmp_path, settings, message):
-    with pytest.raises(SettingError, match=message) as error:
+def test_bad_settings_are_named_before_anything_is_trained(tmp_path, settings, named, found):
+    with pytest.raises(SettingError, match=rf"{re.escape(named)}.*{re.escape(found)}") as error:
         pretrain(tiny_config(**settings), tmp_path / "run")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run" / "checkpoints").exists() or not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_the_whole_of_a_message(tmp_path):
+    with pytest.raises(SettingError) as error:
+        pretrain(tiny_config(projector__d0=33), tmp_path / "run")
+    assert str(error.value) == "projector.d0 must be from 1 to the width of the representation (32), found 33"
 
 
 def test_folders_that_cannot_be_trained_on(tmp_path):
@@ -122,6 +141,6 @@ def test_a_tfds_set_that_is_not_there(tmp_path):
 
 def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SettingError, match=r"--workdir .* cannot be written to"):
+    with pytest.raises(SettingError, match=r"--workdir .*file/run"):
         main(["--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"])
     assert (tmp_path / "file").read_text() == "in the way"

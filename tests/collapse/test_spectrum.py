@@ -3,6 +3,7 @@
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from dcjax.collapse import effective_rank, plot_spectra, spectrum
 
@@ -58,13 +59,30 @@ def test_bad_input(unchecked_shapes, z, message):
         spectrum(z, normalize=False)
 
 
-def test_plot(tmp_path):
-    file = tmp_path / "spectrum.png"
+def test_plot(tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+
+    def savefig(figure, *args, **options):
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
     curves = {"r": 2.0 ** -np.arange(64), "z": np.r_[np.ones(8), np.zeros(8)]}
-    plot_spectra(curves, file, title="digits")
-    image = matplotlib.image.imread(file)
-    assert image.shape[1] == 840
-    assert image[..., :3].std() > 0.01
-    first = file.read_bytes()
-    plot_spectra(curves, file, title="digits")
-    assert file.read_bytes() == first
+    files = [tmp_path / "one.png", tmp_path / "two.png"]
+    for file in files:
+        plot_spectra(curves, file, title="digits")
+    (axes,) = figures[0].axes
+    assert axes.get_title() == "digits"
+    assert "rank" in axes.get_xlabel()
+    assert "singular value" in axes.get_ylabel()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["r", "z"]
+    r, z = axes.lines
+    np.testing.assert_array_equal(r.get_xdata(), np.arange(1, 65))  # ranks count from 1
+    np.testing.assert_allclose(r.get_ydata(), np.maximum(-np.arange(64) * np.log(2), np.log(1e-14)))
+    # Zeros have no logarithm: they lie at the floor, below everything that float32 can tell from zero.
+    np.testing.assert_array_equal(z.get_ydata()[:8], 0)
+    assert np.isfinite(z.get_ydata()).all()
+    assert (z.get_ydata()[8:] < np.log(1e-13)).all()
+    assert r.get_linestyle() != z.get_linestyle()
+    assert matplotlib.image.imread(files[0]).shape[1] == 840
+    assert files[0].read_bytes() == files[1].read_bytes()

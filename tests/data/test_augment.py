@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -22,31 +23,44 @@ views_of = jax.jit(two_views, static_argnames=("size", "settings", "mesh"))
 draws_of = jax.jit(jax.vmap(view_draws, in_axes=(None, 0, None)), static_argnums=2)
 
 
+KEY, POSITIONS, RECIPE = jax.random.key(3), np.arange(100, 116), Augmentation(**PAPER)
+# One shape for all tests of the whole recipe, which share its program. The colours survive a blur.
+IMAGES = np.kron(noise(16, 5, 5, 3), np.ones((1, 4, 4, 1), np.uint8))
+# In colours 1e-5, as in the tests of the operations.
+TOLERANCE = 1e-5 / min(RECIPE.std)
+
+
 # Views.
 
 
-@pytest.mark.parametrize("platform", ["cpu", "gpu"])
-def test_views_are_those_of_the_slow_reference(platform, monkeypatch):
-    images, settings, positions = noise(24, 20, 20, 3), Augmentation(**PAPER), np.arange(100, 124)
-    images = np.stack(
-        [np.kron(i[::4, ::4], np.ones((4, 4, 1), np.uint8)) for i in images]
-    )  # colours that survive a blur
-    key = jax.random.key(3)
-    monkeypatch.setattr(
-        jax.lax, "platform_dependent", lambda *args, cpu, default: {"cpu": cpu}.get(platform, default)(*args)
-    )
-    compiled = jax.jit(lambda *args: two_views(*args, size=16, settings=settings))
-    for view, x in enumerate(compiled(images, key, positions)):
-        u = np.asarray(draws_of(key, positions, view), np.float64)
-        expected = np.stack([slow_view(i, row, view, 16, settings) for i, row in zip(images, u, strict=True)])
-        check(x, expected, 1e-5 / min(settings.std))
+@pytest.fixture(scope="module")
+def reference():
+    """Both views of the recipe, in float64."""
+    draws = [np.asarray(draws_of(KEY, POSITIONS, view), np.float64) for view in (0, 1)]
+    return [
+        np.stack([slow_view(i, row, view, 16, RECIPE) for i, row in zip(IMAGES, u, strict=True)])
+        for view, u in enumerate(draws)
+    ]
+
+
+def test_views_are_those_of_the_slow_reference(reference):
+    for x, expected in zip(views_of(IMAGES, KEY, POSITIONS, size=16, settings=RECIPE), reference, strict=True):
+        check(x, expected, TOLERANCE)
+
+
+def test_an_accelerators_views_are_those_of_the_slow_reference(reference, monkeypatch):
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    compiled = jax.jit(lambda *args: two_views(*args, size=16, settings=RECIPE))
+    for x, expected in zip(compiled(IMAGES, KEY, POSITIONS), reference, strict=True):
+        check(x, expected, TOLERANCE)
 
 
 def test_host_crops_pass_through_and_the_probe_only_crops_and_flips():
     crops, key, positions = noise(6, 2, 16, 16, 3), jax.random.key(0), np.arange(6)
     x, x_prime = views_of(crops, key, positions, size=16, settings=Augmentation(**PLAIN))
-    check(x, crops[:, 0] / 255, 1e-7)
-    check(x_prime, crops[:, 1] / 255, 1e-7)
+    # A division by 255 may be compiled to a product: two roundings.
+    check(x, crops[:, 0] / 255, 1e-6)
+    check(x_prime, crops[:, 1] / 255, 1e-6)
     probe = jax.jit(one_view, static_argnames=("size", "settings", "cropped"))
     settings = Augmentation(**PAPER)
     u = np.asarray(draws_of(key, positions, 0), np.float64)
@@ -100,48 +114,43 @@ def test_what_is_off_is_not_traced_and_keeps_grey_images_grey():
 
 
 def test_draws_depend_on_seed_position_and_view_alone():
-    key, images, settings = jax.random.key(7), noise(16, 16, 16, 3), Augmentation(**PAPER)
-    u = np.asarray(draws_of(key, np.array([5, 3, 9, 5]), 0))
-    assert u.shape == (4, augment.DRAWS)
+    key, positions = jax.random.key(7), np.array([5, 3, 9, 5, *range(20, 32)])
+    u = np.asarray(draws_of(key, positions, 0))
+    assert u.shape == (16, augment.DRAWS)
     assert u.min() >= 0
     assert u.max() < 1
     np.testing.assert_array_equal(u[0], u[3])
     np.testing.assert_array_equal(u[2], view_draws(key, 9, 0))
     expected = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, 3), 0), (augment.DRAWS,), jnp.float32)
     np.testing.assert_array_equal(u[1], expected)
-    others = [draws_of(key, np.array([5, 3, 9, 5]), 1), draws_of(jax.random.key(8), np.array([5, 3, 9, 5]), 0)]
+    others = [draws_of(key, positions, 1), draws_of(jax.random.key(8), positions, 0)]
     assert all(not np.any(u == np.asarray(other)) for other in others)
     place = np.random.default_rng(0).permutation(16)
-    x, _ = views_of(images, key, np.arange(16), size=16, settings=settings)
-    y, _ = views_of(images[place], key, np.arange(16)[place], size=16, settings=settings)
-    np.testing.assert_allclose(x[place], y, rtol=0, atol=1e-5)
+    x, _ = views_of(IMAGES, KEY, POSITIONS, size=16, settings=RECIPE)
+    y, _ = views_of(IMAGES[place], KEY, POSITIONS[place], size=16, settings=RECIPE)
+    np.testing.assert_allclose(x[place], y, rtol=0, atol=TOLERANCE)
 
 
-def test_the_same_on_one_and_on_eight_devices():
-    key, images, positions = jax.random.key(1), noise(16, 16, 16, 3), np.arange(1000, 1016)
+@pytest.mark.parametrize("named", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_the_same_on_one_and_on_eight_devices(named):
+    """With the mesh named each device augments its own images; else XLA splits the program, however it likes."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
-    spread = jax.device_put(positions, rows)
-    settings = Augmentation(**PAPER)
+    images, spread = jax.device_put(IMAGES, rows), jax.device_put(POSITIONS, rows)
     for view in (0, 1):
-        u = draws_of(key, spread, view)
+        u = draws_of(KEY, spread, view)
         assert len(u.sharding.device_set) == 8
-        np.testing.assert_array_equal(u, draws_of(key, positions, view))
-    one = views_of(images, key, positions, size=16, settings=settings)
-    for named in (mesh, None):
-        eight = views_of(jax.device_put(images, rows), key, spread, size=16, settings=settings, mesh=named)
-        for x, y in zip(one, eight, strict=True):
-            assert named is None or y.sharding.is_equivalent_to(rows, y.ndim)
-            np.testing.assert_allclose(x, y, rtol=0, atol=1e-5)
-
-
-def test_devices_augment_their_own_images():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    images, positions = (jax.device_put(a, rows) for a in (noise(16, 2, 16, 16, 3), np.arange(16)))
-    lowered = views_of.lower(images, jax.random.key(1), positions, size=16, settings=Augmentation(**PAPER), mesh=mesh)
-    text = lowered.compile().as_text()
-    assert not any(f" {name}(" in text for name in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+        np.testing.assert_array_equal(u, draws_of(KEY, POSITIONS, view))  # whole numbers: no rounding
+    settings = {"size": 16, "settings": RECIPE, "mesh": mesh if named else None}
+    compiled = views_of.lower(images, KEY, spread, **settings).compile()
+    if named:
+        moving = ("all-gather", "all-reduce", "all-to-all", "collective-permute")
+        assert not any(f" {name}(" in compiled.as_text() for name in moving)
+    one = views_of(IMAGES, KEY, POSITIONS, size=16, settings=RECIPE)
+    for x, y in zip(one, compiled(images, KEY, spread), strict=True):
+        assert not named or y.sharding.is_equivalent_to(rows, y.ndim)
+        # The compiler may round sums of pixels in another order.
+        np.testing.assert_allclose(x, y, rtol=0, atol=TOLERANCE)
 
 
 def test_draws_are_uniform_and_independent():
@@ -228,7 +237,9 @@ def test_crops_are_distributed_as_on_the_host(height, width):
     ],
 )  # fmt: skip
 def test_a_bad_setting_names_itself(field, value):
-    with pytest.raises(SettingError, match=rf"^augment\.{field}: found .+, expected .+$") as caught:
+    with pytest.raises(
+        SettingError, match=rf"^augment\.{field}: found \[?{re.escape(repr(value))}\]?, expected .+$"
+    ) as caught:
         Augmentation(**{**PAPER, field: value})
     assert "\n" not in str(caught.value)
 
@@ -251,11 +262,11 @@ def test_bad_images_are_refused_before_compilation():
         noise(2, 2, 8, 8, 3),
         noise(2, 16),
     ):
-        with pytest.raises(ValueError, match=r"images: found uint8 .* expected uint8"):
+        with pytest.raises(ValueError, match=r"images: found uint8 \["):
             views_of(images, key, positions, size=16, settings=settings)
     with pytest.raises(ValueError, match="found float32"):
         views_of(np.zeros((2, 16, 16, 3), np.float32), key, positions, size=16, settings=settings)
     with pytest.raises(ValueError, match="positions: found shape"):
         views_of(noise(2, 16, 16, 3), key, np.arange(3), size=16, settings=settings)
-    with pytest.raises(SettingError, match=r"^augment\.blur_sigma: found .* expected at most 1"):
+    with pytest.raises(SettingError, match=r"^augment\.blur_sigma: found \(0\.1, 2\.0\)"):
         views_of(noise(2, 16, 16, 3), key, positions, size=6, settings=settings)

@@ -64,7 +64,7 @@ def test_a_folder_reads_back_as_it_was(tree, tmp_path, monkeypatch):
     assert (
         opened(top).image_name(17) == "mine/1.0.0 train image 17 (record 5 of mine-train.array_record-00002-of-00003)"
     )
-    with pytest.raises(SettingError, match=r"version 1.0.0 is prepared in .*choose another --version"):
+    with pytest.raises(SettingError, match=r"1\.0\.0.*--version"):
         convert(tree, top)
     assert convert(tree, top, version="1.0.1").name == "1.0.1"
 
@@ -95,7 +95,7 @@ def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(prepare, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tree, top)
-    with pytest.raises(SettingError, match=r"its preparation in .*1\.0\.0\.incomplete did not end; run the same"):
+    with pytest.raises(SettingError, match=r"1\.0\.0\.incomplete"):
         opened(top)
     work = top / "mine" / "1.0.0.incomplete"
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*array_record*")}
@@ -128,7 +128,7 @@ def test_one_process_at_a_time(tree, tmp_path, monkeypatch):
     whole = prepare.write_info
 
     def second(*args, **options):
-        with pytest.raises(SettingError, match=r"another process is preparing .*1\.0\.0\.incomplete"):
+        with pytest.raises(SettingError, match=r"another process.*1\.0\.0\.incomplete"):
             convert(tree, tmp_path)
         whole(*args, **options)
 
@@ -142,7 +142,7 @@ def test_a_file_that_cannot_be_written(tree, tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a full disk would
     try:
-        with pytest.raises(SettingError, match=r"--data_dir: .*mine-train.* cannot be written .*; run the same again"):
+        with pytest.raises(SettingError, match=r"--data_dir.*mine-train"):
             convert(tree, tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -180,11 +180,11 @@ def test_what_is_no_image_is_named(tree, tmp_path, caplog):
 
 def test_folders_that_cannot_be_read_whole(tree, tmp_path):
     (tree / "train" / "a" / "gone.jpg").symlink_to("nowhere")
-    with pytest.raises(SettingError, match=r"--folder: cannot read .*gone\.jpg: No such file"):
+    with pytest.raises(SettingError, match=r"--folder.*gone\.jpg"):
         convert(tree, tmp_path)
     (tree / "train" / "a" / "gone.jpg").unlink()
     (convert(tree, tmp_path) / "dataset_info.json").unlink()
-    with pytest.raises(SettingError, match=r"'mine': .* holds no finished version"):
+    with pytest.raises(SettingError, match=r"'mine'"):
         opened(tmp_path)
 
 
@@ -224,13 +224,13 @@ def test_a_damaged_shard_is_found_at_the_start(tree, tmp_path, damage, monkeypat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("", "give either --folder=DIR --name=NAME or --dataset=NAME"),
-        ("--folder=x --dataset=y", "give either"),
-        ("--folder=x", "--folder needs --name=NAME"),
-        ("--folder=x --name=My-Set", "--name must be lower-case letters, digits and underscores, found 'My-Set'"),
-        ("--folder=x --name=mine --version=2", "--version must be three numbers such as 1.0.0, found '2'"),
-        ("--folder=x --name=mine --shard_megabytes=0", "--shard_megabytes must be at least 1, found 0"),
-        ("--folder=/no/such --name=mine", "data.dir = '/no/such': No such file"),
+        ("", "--folder.*--name.*--dataset"),
+        ("--folder=x --dataset=y", "--folder.*--dataset"),
+        ("--folder=x", "--folder.*--name"),
+        ("--folder=x --name=My-Set", "--name.*'My-Set'"),
+        ("--folder=x --name=mine --version=2", "--version.*'2'"),
+        ("--folder=x --name=mine --shard_megabytes=0", "--shard_megabytes.*0"),
+        ("--folder=/no/such --name=mine", "'/no/such'"),
     ],
 )
 def test_mistakes(flags, message, tmp_path):
@@ -240,7 +240,7 @@ def test_mistakes(flags, message, tmp_path):
 
 def test_images_without_classes(tmp_path):
     write_images(tmp_path / "flat", 3)
-    with pytest.raises(SettingError, match="its split 'train' has no class folders"):
+    with pytest.raises(SettingError, match=r"'train'.*class"):
         convert(tmp_path / "flat", tmp_path / "sets")
 
 

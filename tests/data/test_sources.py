@@ -139,7 +139,7 @@ def test_digits():
 
 
 def test_digits_split():
-    with raises("'validation': digits has no such split; known are train, test"):
+    with raises("'validation'.*train, test"):
         DigitsSource("validation")
 
 
@@ -165,7 +165,7 @@ def test_folder_classes_are_matched_by_name(tree, split):
 
 def test_folder_unknown_class(tree):
     write(tree / "val" / "zebra" / "1.png", solid(0))
-    with raises(r"data.test_split = 'val': .* not among those 3: zebra"):
+    with raises(r"data\.test_split = 'val'.*zebra"):
         folder(tree, "val", classes=folder(tree).classes)
 
 
@@ -173,7 +173,7 @@ def test_folder_without_split_folders(tree):
     source = folder(tree / "train")
     assert source.classes == ("a", "b", "c")
     assert source.fingerprint == folder(tree).fingerprint
-    with raises(r"'test': no such folder in data.dir = .*; it has the folders a, b, c"):
+    with raises(r"'test'.*data\.dir.*a, b, c"):
         folder(tree / "train", "test")
 
 
@@ -194,22 +194,22 @@ def test_folder_fingerprint_follows_the_files(tree):
 
 
 def test_folder_that_is_not_there(tmp_path):
-    with raises(r"data.dir = '.*nowhere': No such file or directory"):
+    with raises(r"data\.dir = '.*nowhere'"):
         folder(tmp_path / "nowhere")
-    with raises("data.dir = '': names no folder"):
+    with raises(r"data\.dir = ''"):
         folder("")
 
 
 def test_folder_that_is_empty(tmp_path):
-    with raises(r"data.dir: .* holds no image \(.jpg, .jpeg, .png, .bmp, .webp\)"):
+    with raises(r"data\.dir.*\.jpg, \.jpeg, \.png, \.bmp, \.webp"):
         folder(tmp_path)
     (tmp_path / "train" / "a").mkdir(parents=True)
-    with raises("holds no image"):
+    with raises(r"data\.dir.*train"):
         folder(tmp_path)
 
 
 def test_folder_split_that_is_not_there(tree):
-    with raises(r"data.test_split = 'test': no such folder in data.dir = '.*'; it has the folders train, val,"):
+    with raises(r"data\.test_split = 'test'.*train, val"):
         folder(tree, "test")
 
 
@@ -219,13 +219,13 @@ def test_class_folder_without_images(tree, caplog):
     assert source.classes == ("a", "b", "c", "empty")
     assert "1 of the 4 class folders" in caplog.text
     (tree / "train" / "empty" / "1.tif").write_bytes(b"II*")
-    with raises(r"no image \(.*\) in the class folders empty of .*train"):
+    with raises(r"folders empty of .*train"):
         folder(tree)
 
 
 def test_images_beside_class_folders(tree):
     write(tree / "train" / "stray.png", solid(0))
-    with raises(r"holds images \(stray.png\) beside class folders \(a, b, c\)"):
+    with raises(r"stray\.png.*a, b, c"):
         folder(tree)
 
 
@@ -235,7 +235,7 @@ def test_damaged_and_lost_files(tree):
     (tree / "train" / "a" / "2.png").unlink()
     with raises(r"a/1\.PNG"):
         source[0]
-    with raises(r"cannot read .*a/2\.png: No such file"):
+    with raises(r"a/2\.png"):
         source[1]
 
 
@@ -279,26 +279,26 @@ def test_tfds_versions_and_configs(tfds_dir):
     assert len(tfds(tfds_dir, "many:9.0.0")) == 2
     assert len(tfds(tfds_dir, "two/large")) == 3
     assert len(tfds(tfds_dir, "one")) == 5
-    with raises("'many:8.0.0': prepared in .* are the versions 9.0.0, 10.0.0"):
+    with raises(r"'many:8\.0\.0'.*9\.0\.0, 10\.0\.0"):
         tfds(tfds_dir, "many:8.0.0")
-    with raises("'two': name one of two/large, two/small"):
+    with raises("'two'.*two/large, two/small"):
         tfds(tfds_dir, "two")
 
 
 def test_tfds_mistakes(tfds_dir, tmp_path):
-    with raises(r"'cifar1000': neither in .* \(there: bare, gray, .*\) nor a set .*; did you mean 'cifar100'\?"):
+    with raises(r"'cifar1000'.*bare, gray, .*'cifar100'"):
         tfds(tfds_dir, "cifar1000")
-    with raises(r"'tinny': .*; did you mean 'tiny'\?"):
+    with raises(r"'tinny'.*'tiny'"):
         tfds(tfds_dir, "tinny")
-    with raises(r"data.dataset = 'mnist': not prepared in data.dir = .*python -m dcjax.data.prepare --dataset=mnist"):
+    with raises(r"data\.dataset = 'mnist'.*python -m dcjax\.data\.prepare --dataset=mnist"):
         tfds(tmp_path, "mnist")
-    with raises(r"'': neither in data.dir"):
+    with raises(r"''.*data\.dir"):
         tfds(tfds_dir, "")
-    with raises(r"'test': tiny has no such split; known are .*train"):
+    with raises(r"'test'.*tiny.*train"):
         tfds(tfds_dir, "tiny", "test")
-    with raises("'nothing': holds no image of tiny"):
+    with raises("'nothing'.*tiny"):
         tfds(tfds_dir, "tiny", "nothing")
-    with raises(r"'train\[:0\]': holds no image of tiny"):
+    with raises(r"'train\[:0\]'.*tiny"):
         tfds(tfds_dir, "tiny", "train[:0]")
 
 
@@ -307,14 +307,14 @@ def test_tfds_wrong_files(tmp_path):
     write_tfds(tmp_path, "old", {"train": pairs})
     info = tmp_path / "old" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with raises("prepare it as ArrayRecord in another data.dir"):
+    with raises(r"'old'.*ArrayRecord"):
         tfds(tmp_path, "old")
     info.write_text("{")
-    with raises(r"data.dataset = 'old': cannot read"):
+    with raises(r"data\.dataset = 'old'"):
         tfds(tmp_path, "old")
     write_tfds(tmp_path, "lost", {"train": pairs})
     next((tmp_path / "lost" / "1.0.0").glob("*array_record*")).unlink()
-    with raises("is missing"):
+    with raises("lost.*array_record"):
         tfds(tmp_path, "lost")
 
 
@@ -339,7 +339,7 @@ assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
 import dcjax.pretrain, dcjax.probe
 """
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120, env=env)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env)
 
 
 @pytest.mark.skipif(not (SHARED / "unpack").exists(), reason="the real images are not here")
