@@ -37,7 +37,7 @@ def strict_dtypes():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def optimised():
     """Compiles with all of XLA's optimisations, here and in new processes."""
     before = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] not in ("0", "false")

@@ -1,5 +1,6 @@
 """`dcjax.main`, in which the first process fails at its fifth step."""
 
+import helpers  # noqa: F401  (adds the encoder of the tests)
 import jax
 
 from dcjax import cli, monitor

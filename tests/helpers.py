@@ -103,12 +103,15 @@ def new_process(devices):
 
 
 def run_main(workdir, config, *flags, before=""):
-    """Runs `dcjax.main` in a new process with one device, after some lines of code."""
+    """Runs `dcjax.main` in a new process with one device, after some lines of code.
+
+    XLA optimises as it does for users. The programs of the other tests, which are not optimised, lie in another cache.
+    """
     argv = ["dcjax", *as_flags(config), f"--workdir={workdir}", *flags]
     code = f"import sys, helpers\nsys.argv = {argv!r}\n{before}\nfrom dcjax import cli, main\ncli.run(main.main)"
-    return subprocess.run(
-        [sys.executable, "-c", code], env=new_process(1), cwd=workdir.parent, capture_output=True, text=True
-    )
+    settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache")}
+    env = new_process(1) | settings
+    return subprocess.run([sys.executable, "-c", code], env=env, cwd=workdir.parent, capture_output=True, text=True)
 
 
 def write_images(folder, count, size=8, seed=0):

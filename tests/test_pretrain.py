@@ -73,7 +73,7 @@ def test_a_run_leaves_what_the_readme_promises(four_steps):
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory, optimised):
+def processes(tmp_path_factory):
     """Two runs of 4 steps in new processes of one device: one uninterrupted, one stopped by SIGTERM at step 2.
 
     The process that is stopped makes the uninterrupted run first, which saves one start.
@@ -101,10 +101,7 @@ Monitor.push = push_and_stop
 
 
 def test_a_stopped_run_goes_on_bit_for_bit_in_a_new_process(processes, four_steps):
-    """The same parameters, optimiser state and log, between processes of the same devices and threads.
-
-    XLA optimises here as it does for users.
-    """
+    """The same parameters, optimiser state and log, between processes of the same devices and threads."""
     whole, stopped = processes
     states = [saved_state(workdir, 4, four_steps[1]) for workdir in (whole, stopped)]
     assert_identical(*states)

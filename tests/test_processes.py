@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
-import pathlib
 import re
 import shutil
 import signal
@@ -14,13 +12,11 @@ import time
 
 import numpy as np
 import pytest
-from helpers import as_flags, tiny_config
+from helpers import as_flags, new_process, tiny_config
 
 from dcjax.errors import SettingError
 from dcjax.main import main
 from dcjax.metrics_writer import read_metrics
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 ENDLESS = {"devices": 0, "batch_size": 64, "total_steps": 10**6, "checkpoint_every_steps": 10**6}
 
@@ -35,13 +31,8 @@ class Ended:
 
 
 @contextlib.contextmanager
-def started_processes(workdir, config, *flags, processes, devices=2, module="dcjax.main"):
+def started_processes(workdir, config, *flags, processes, devices=2, module="tiny_main"):
     """`dcjax.main` as processes of some devices each, which find each other at a free port; none is left behind."""
-    env = {
-        **os.environ,
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,7 +42,9 @@ def started_processes(workdir, config, *flags, processes, devices=2, module="dcj
         if processes > 1:
             argv += [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={processes}"]
             argv += [f"--process_id={process}"]
-        started.append(subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(argv, env=new_process(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
     try:
         yield started
     finally:
@@ -73,6 +66,16 @@ def run_processes(workdir, config, *, processes, devices=2):
     return ended[0].output, [row["loss"] for row in read_metrics(workdir)]
 
 
+def assert_close(losses, expected):
+    """The losses of one run on other processes or devices.
+
+    Wrong draws or statistics show in the first digits of the first steps, whose parameters are still the same but for
+    the roundings of some thousand terms. What these grow to over the later steps depends on the processor.
+    """
+    np.testing.assert_allclose(losses[:2], expected[:2], rtol=1e-4)
+    np.testing.assert_allclose(losses, expected, rtol=2e-2)
+
+
 def wait_for_steps(workdir, started, steps):
     deadline = time.monotonic() + 300
     while not (workdir / "metrics.jsonl").exists() or len(read_metrics(workdir)) < steps:
@@ -88,7 +91,7 @@ def test_two_processes_train_and_probe_like_one(tmp_path):
     tables, losses = zip(
         *(run_processes(tmp_path / str(count), config, processes=count) for count in (1, 2)), strict=True
     )
-    np.testing.assert_allclose(*losses, atol=1e-5)
+    assert_close(*losses)
     scores = [
         [float(word) for word in re.findall(r"^r  .*", table, re.M)[0].split()[1:] if word != "±"] for table in tables
     ]
@@ -113,13 +116,13 @@ def test_a_run_goes_on_with_other_processes(tmp_path):
     config = tiny_config(devices=0, batch_size=64, optimizer__learning_rate=0.1, **settings)
     _, expected = run_processes(tmp_path / "one", config, processes=1, devices=4)
     _, losses = run_processes(tmp_path / "two", config, processes=2, devices=2)
-    np.testing.assert_allclose(losses, expected, atol=1e-5)
+    assert_close(losses, expected)
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "8")
     for processes in (1, 4):
         workdir = shutil.copytree(tmp_path / "two", tmp_path / f"then-{processes}")
         output, losses = run_processes(workdir, config, processes=processes, devices=4 // processes)
         assert "resumed at step 5" in output
-        np.testing.assert_allclose(losses, expected, atol=1e-5)
+        assert_close(losses, expected)
 
 
 @pytest.mark.slow

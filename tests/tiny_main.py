@@ -1,0 +1,9 @@
+"""`dcjax.main`, which knows the encoder of the tests."""
+
+import helpers  # noqa: F401  (adds the encoder)
+
+from dcjax import cli
+from dcjax.main import main
+
+if __name__ == "__main__":
+    cli.run(main)
