@@ -53,7 +53,7 @@ def tiny_config(**overrides):
         "checkpoint_every_steps": 2,
         "model.name": "one_block",
         "model.width": 0.5,
-        "projector.d0": 8,
+        "projector.d0": 16,
         "projector.hidden": 16,
         "projector.features": 8,
         "loss.temperature": 0.1,

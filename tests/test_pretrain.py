@@ -64,7 +64,7 @@ def test_a_run_leaves_what_the_readme_promises(four_steps):
     assert rows[0]["learning_rate"] == 0
     assert rows[1]["learning_rate"] == 1.5
     spectra = np.load(workdir / "spectrum.npz")
-    shapes = {"r": (32,), "r_unit": (32,), "z": (8,), "z_unit": (8,)}
+    shapes = {"r": (32,), "r_unit": (32,), "z": (16,), "z_unit": (16,)}
     assert {name: spectra[name].shape for name in spectra} == shapes | {f"ln_{k}": v for k, v in shapes.items()}
     assert (np.diff(spectra["r"]) <= 0).all()
     np.testing.assert_allclose(np.exp(spectra["ln_r"]), spectra["r"])
@@ -143,7 +143,7 @@ def test_one_and_eight_devices_give_the_same_objective_and_gradient(x64):
     state = init_state(network, optax.identity(), seed=0, image_size=8)
     state = jax.tree.map(lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float64)), state)
     found = {}
-    for devices, block_size in ((1, "none"), (1, "3"), (8, "none"), (8, "3")):
+    for devices, block_size in ((1, "none"), (8, "none"), (8, "3")):
         mesh, config.loss.block_size = make_mesh(devices), block_size
         objective = loop.make_objective(network, loop.make_loss(config, mesh))
         rows = batch_sharding(mesh)

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
 
 def test_the_table_of_the_quickstart(run, capsys):
     scores = probe(run["cached"], devices=1)
-    assert list(scores) == ["r", "r[:8]", "r[8:]", "raw pixels", "untrained encoder"]
+    assert list(scores) == ["r", "r[:16]", "r[16:]", "raw pixels", "untrained encoder"]
     for row in scores.values():
         assert 0 < row.few_label <= 1
         assert 0 < row.top1 <= row.top5 <= 1
@@ -52,25 +52,25 @@ def test_the_table_of_the_quickstart(run, capsys):
 
 def test_the_papers_recipe(run, capsys):
     scores = probe(run["paper"], features="selected", devices=1)
-    assert list(scores) == ["r[:8]"]
-    assert scores["r[:8]"].best_top1 >= scores["r[:8]"].top1
-    assert scores["r[:8]"].few_label is None
+    assert list(scores) == ["r[:16]"]
+    assert scores["r[:16]"].best_top1 >= scores["r[:16]"].top1
+    assert scores["r[:16]"].few_label is None
     assert "best epoch" in capsys.readouterr().out
 
 
 def test_the_papers_recipe_scores_the_baselines_on_request(run):
     """By their neighbours alone; raw pixels are computed for nothing else."""
     scores = probe(run["paper"], features="selected", baselines=True, devices=8)
-    assert list(scores) == ["r[:8]", "raw pixels", "untrained encoder"]
+    assert list(scores) == ["r[:16]", "raw pixels", "untrained encoder"]
     assert scores["raw pixels"].top1 is None
     assert scores["raw pixels"].knn > 0.9
-    assert scores["r[:8]"].top1 is not None
+    assert scores["r[:16]"].top1 is not None
 
 
 def test_the_papers_recipe_with_few_labels(run):
     scores = probe(run["paper"], features="rest", labels_per_class=3, devices=1)
-    assert 0 < scores["r[8:]"].few_label <= 1
-    assert scores["r[8:]"].few_label_std is not None
+    assert 0 < scores["r[16:]"].few_label <= 1
+    assert scores["r[16:]"].few_label_std is not None
 
 
 def test_the_encoder_stays_as_it_was(run, monkeypatch):
@@ -153,10 +153,10 @@ def test_export(run, tmp_path):
     probe(run["cached"], export=str(tmp_path / "features.npz"), features="all", devices=1)
     arrays = np.load(tmp_path / "features.npz")
     assert {name: arrays[name].shape for name in arrays} == {
-        "r": (360, 32), "z": (360, 8), "labels": (360,),
-        "train_r": (1437, 32), "train_z": (1437, 8), "train_labels": (1437,),
+        "r": (360, 32), "z": (360, 16), "labels": (360,),
+        "train_r": (1437, 32), "train_z": (1437, 16), "train_labels": (1437,),
     }  # fmt: skip
-    np.testing.assert_array_equal(arrays["z"], arrays["r"][:, :8])
+    np.testing.assert_array_equal(arrays["z"], arrays["r"][:, :16])
 
 
 def test_raw_pixels_are_the_images():

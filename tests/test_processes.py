@@ -104,7 +104,7 @@ def test_two_processes_train_and_probe_like_one(tmp_path):
 def test_collectives_of_a_larger_network_keep_their_order(tmp_path, processes):
     """By XLA's default schedule this network's devices wait for each other in different collectives."""
     settings = {"devices": 0, "total_steps": 3, "batch_size": 128, "data__image_size": 16}
-    config = tiny_config(**settings, model__width=0.25, projector__d0=24)
+    config = tiny_config(**settings, model__name="resnet18", model__width=0.25, projector__d0=24)
     _, losses = run_processes(tmp_path, config, processes=processes, devices=4 // processes)
     assert len(losses) == 3
 
