@@ -80,8 +80,8 @@ def recipe() -> ConfigDict:
                 "learning_rate": 0.1,
                 # The paper's numbers come from a script that makes a cosine schedule and never steps it.
                 "schedule": "constant",  # or cosine, stepped once an epoch
-                # Of the random crops, the centre crop, and images of another size: torchvision's default, which the
-                # authors' probe used.
+                # Of the random crops and of the centre crop: torchvision's default, which the authors' probe used.
+                # Images that are not cropped are resized as in pre-training.
                 "interpolation": "bilinear",  # or bicubic; antialiased
                 "momentum": 0.9,
                 "weight_decay": 1e-6,

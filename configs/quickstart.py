@@ -2,10 +2,9 @@
 
 Command:   python -m dcjax.main --config=configs/quickstart.py
 Hardware:  two CPU cores
-Time:      89 s, compilation and probes included
-Expect:    r 95.3 % with 10 labels of each class (5 draws, standard deviation 1.0) and 98.1 % with all labels; raw
-           pixels 90.2 % and 97.5 %, the untrained encoder 55.7 % and 75.6 % (measured with this package:
-           experiments/results/quickstart.json)
+Time:      one to two minutes, compilation and probes included
+Expect:    r about 95 % with 10 labels of each class and 98 % with all labels; raw pixels 90 % and 97 %, the untrained
+           encoder 56 % and 76 % (measured with this package: experiments/results/quickstart.json)
 """
 
 from configs import common

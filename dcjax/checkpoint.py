@@ -48,7 +48,7 @@ class Checkpointer:
         Args:
           step: optimiser steps taken.
           state: the train state, a pytree of arrays.
-          position: JSON values that fix the next batch.
+          position: JSON values that fix the next batch, and the sums of the log that no line holds yet.
           config: the run's config as JSON values.
 
         Raises:

@@ -104,7 +104,7 @@ class Experiment:
         return normalize(
             images,
             size=self.config.data.image_size,
-            interpolation=self.config.probe.interpolation,
+            interpolation=self.augmentation.interpolation,
             mean=self.augmentation.mean,
             std=self.augmentation.std,
         )

@@ -324,6 +324,8 @@ def check_length(saved: Saved, experiment: Experiment, schedule: optax.Schedule,
         raise SettingError(
             f"{setting} gives {lengths[1]} steps, but the run has taken {saved.step}; give at least these"
         )
+    if lengths[1] == saved.step:  # nothing is left to train
+        return
     rates = [float(np.asarray(rule(saved.step))) for rule in (make_schedule(before, images), schedule)]
     if rates[0] == rates[1]:
         return

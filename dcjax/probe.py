@@ -323,7 +323,7 @@ def pixels(experiment: Experiment, source: Source) -> Features:
     size = min(data.stored_size or data.image_size, PIXELS)
 
     def forward(_: Any, images: jax.Array) -> dict[str, jax.Array]:
-        interpolation = experiment.config.probe.interpolation
+        interpolation = experiment.augmentation.interpolation
         plain = normalize(images, size=size, interpolation=interpolation, mean=(0.0,) * 3, std=(1.0,) * 3)
         return {"r": jnp.rint(jnp.clip(255 * plain, 0, 255)).astype(jnp.uint8).reshape(len(images), -1)}
 

@@ -26,8 +26,8 @@ def jax_problem() -> str | None:
     release = tuple(map(int, numbers[0].split("."))) if numbers else JAX_MINIMUM
     if release < JAX_MINIMUM:
         fault = f"is older than {'.'.join(map(str, JAX_MINIMUM))}"
-    elif found in JAX_BROKEN:
-        fault = JAX_BROKEN[found]
+    elif found.partition("+")[0] in JAX_BROKEN:
+        fault = JAX_BROKEN[found.partition("+")[0]]
     else:
         return None
     return f"jax {found} is installed, which {fault}; install another: pip install '{jax_requirement()}'"

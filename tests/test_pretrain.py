@@ -418,19 +418,20 @@ def test_a_run_that_is_not_there_cannot_be_extended(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("stop", [2, 3], ids=["within a line", "at a line"])
-def test_the_log_of_a_stopped_run_is_that_of_the_uninterrupted_one(tmp_path, stop, monkeypatch):
-    """Lines of 3 steps; stopped after 2 or 3 of 4 steps by a signal, the run logs the same averages."""
+def test_the_log_of_a_stopped_run_is_that_of_the_uninterrupted_one(tmp_path, monkeypatch):
+    """Lines of 3 steps; stopped within a line, after 2 of 4 steps, and at a line, after 3, a run logs the same averages."""
     config = tiny_config(log_every_steps=3, checkpoint_every_steps=100)
     pretrain(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(monitor.StopRequest, "reached", lambda self, step: step == stop)
-        with pytest.raises(SystemExit, match=f"stopped at step {stop} of 4"):
-            pretrain(config, tmp_path / "stopped")
-    assert read_metrics(tmp_path / "stopped")[-1]["step"] == stop  # the steps before it are not lost
-    pretrain(config, tmp_path / "stopped")
     assert [row["step"] for row in read_metrics(tmp_path / "whole")] == [1, 3, 4]
-    assert_same_lines(tmp_path / "stopped", tmp_path / "whole")
+    for stop in (2, 3):
+        workdir = tmp_path / str(stop)
+        with monkeypatch.context() as patch:
+            patch.setattr(monitor.StopRequest, "reached", lambda self, step, stop=stop: step == stop)
+            with pytest.raises(SystemExit, match=f"stopped at step {stop} of 4"):
+                pretrain(config, workdir)
+        assert read_metrics(workdir)[-1]["step"] == stop  # the steps before it are not lost
+        pretrain(config, workdir)
+        assert_same_lines(workdir, tmp_path / "whole")
 
 
 def assert_same_lines(one, two):
@@ -477,5 +478,6 @@ def test_a_batch_of_16384_on_eight_devices(tmp_path, name):
     losses = [row["loss"] for row in read_metrics(tmp_path / "run")]
     # The same by other tiles on one device.
     pretrain(tiny_config(**(settings | {"devices": 1, "loss__block_size": "1000"})), tmp_path / "one")
-    np.testing.assert_allclose(losses, [row["loss"] for row in read_metrics(tmp_path / "one")], rtol=1e-5)
+    # At the same parameters, since the first rate is 0: only float32 sums of thousands of terms in another order.
+    np.testing.assert_allclose(losses, [row["loss"] for row in read_metrics(tmp_path / "one")], rtol=1e-4)
     assert len(losses) == 2

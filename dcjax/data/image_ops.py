@@ -102,7 +102,7 @@ def _cubic(x: Array) -> Array:
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
 
 
-# By name, functions of the distance from the output's centre. `crops.INTERPOLATIONS` has the same names.
+# By name, functions of the distance from the output's centre. `crops.INTERPOLATIONS` lists the same names.
 KERNELS: dict[str, Callable[[Array], Array]] = {"bilinear": _linear, "bicubic": _cubic}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from dcjax.data import crops
 from dcjax.data.damage import read_image
 from dcjax.data.source import Source, Subset
-from dcjax.errors import SettingError
+from dcjax.errors import SettingError, unknown_name
 
 # Every reader thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
 cv2.setNumThreads(0)
@@ -95,7 +95,7 @@ def train_loader(
       stored_size: side that every image has, where images are passed whole and cropped on the device; 0 to crop here.
       scale: smallest and largest area of a crop, as a fraction of the image's.
       ratio: smallest and largest width / height of a crop.
-      interpolation: of a crop made here, a key of `crops.INTERPOLATIONS`.
+      interpolation: of a crop made here, one of `crops.INTERPOLATIONS`.
       views: crops per image, 1 or 2.
       process_index: this process.
       process_count: number of processes that share a batch.
@@ -110,11 +110,12 @@ def train_loader(
       arrays are to be read only: JAX's CPU device uses them without a copy.
 
     Raises:
-      SettingError: `batch_size` is not positive or not a multiple of `process_count`. While iterating: too many images
-        cannot be read or decoded, or one has not the stored size.
+      SettingError: `batch_size` is not positive or not a multiple of `process_count`, or an unknown interpolation.
+        While iterating: too many images cannot be read or decoded, or one has not the stored size.
     """
     if views not in (1, 2):
         raise ValueError(f"views = {views}: must be 1 or 2")
+    _check_interpolation(interpolation)
     share = _share(batch_size, process_count)
     chunk = _chunk(share, COPY_CHUNK if stored_size else DECODE_CHUNK)
     read = _reader(source, stored_size, max_damaged)
@@ -178,7 +179,7 @@ def eval_batches(
       batch_size: the global batch.
       size: side of the centre crop in pixels.
       stored_size: side that every image has, where images are passed whole; 0 to crop.
-      interpolation: of the crop, a key of `crops.INTERPOLATIONS`.
+      interpolation: of the crop, one of `crops.INTERPOLATIONS`.
       process_index: this process.
       process_count: number of processes that share a batch.
       threads: reader threads.
@@ -192,6 +193,7 @@ def eval_batches(
     Raises:
       SettingError: as `train_loader`.
     """
+    _check_interpolation(interpolation)
     share = _share(batch_size, process_count)
     chunk = _chunk(share, COPY_CHUNK if stored_size else DECODE_CHUNK)
     per_batch = share // chunk
@@ -246,6 +248,12 @@ def _start(chunks: Any, *, threads: int, ahead: int) -> Any:
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     return iter(chunks.to_iter_dataset(options))
+
+
+def _check_interpolation(interpolation: str) -> None:
+    """Before a reader thread would fail."""
+    if interpolation not in crops.INTERPOLATIONS:
+        raise unknown_name("interpolation", interpolation, crops.INTERPOLATIONS)
 
 
 def _share(batch_size: int, process_count: int) -> int:

@@ -12,7 +12,8 @@ to a process, that is
     8 processes:   1.31 GB of host memory for each, and as much on each device
 
 The embedding z is kept only where it is asked for (the spectrum, an export). While features are on the devices, the
-nearest neighbours add similarities of 256 MB to a device, and the logistic regression a standardised copy of the rows.
+nearest neighbours add a block of 256 MB of similarities and working copies of it to a device, and the logistic
+regression a standardised copy of the rows.
 An export gathers all rows in the memory of process 0: 10.50 GB for this r, whatever the number of processes.
 """
 

@@ -34,7 +34,8 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Strides, padding: Paddin
     """2-D convolution (cross-correlation), channels last, with a fast weight gradient on CPU.
 
     Differentiable to any order, in forward and reverse mode. A float32 kernel meets half-precision images in their
-    dtype; its gradient is summed over images, positions and devices in float32 and never rounded to half precision.
+    dtype. Its gradient is float32, and summed in float32 over images, positions and devices; on a GPU each device's sum
+    is rounded to half precision before it crosses devices (see `_weight_gradient`).
 
     Args:
       x: images `[n, h, w, c]`.
@@ -358,6 +359,6 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_out", "normal"), shape, jnp.float32)
         strides = (self.strides, self.strides)
         side = (self.padding, self.padding)
-        # A half-precision convolution takes the float32 kernel itself, so that its gradient is never rounded.
+        # A half-precision convolution takes the float32 kernel itself, so that its gradient is float32.
         kernel = kernel.astype(_accumulation_dtype(self.dtype))
         return conv2d(x.astype(self.dtype), kernel, strides=strides, padding=(side, side))

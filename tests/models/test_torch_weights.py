@@ -75,7 +75,10 @@ def test_names_are_those_of_pytorch():
     jax.tree.map(np.testing.assert_array_equal, from_torch(model.state_dict(), variables), variables)
 
 
-@pytest.mark.parametrize(("name", "stem", "size"), [("resnet18", "small", 8), ("resnet18", "imagenet", 33)])
+@pytest.mark.parametrize(
+    ("name", "stem", "size"),
+    [("resnet18", "imagenet", 33), pytest.param("resnet18", "small", 8, marks=pytest.mark.slow)],
+)
 def test_equals_pytorch(name, stem, size):
     encoder, variables = _encoder(name, stem)
     torch, model = _torch_peer(name, stem, variables)
