@@ -419,7 +419,7 @@ def test_a_run_that_is_not_there_cannot_be_extended(tmp_path):
 
 
 def test_the_log_of_a_stopped_run_is_that_of_the_uninterrupted_one(tmp_path, monkeypatch):
-    """Lines of 3 steps; stopped within a line, after 2 of 4 steps, and at a line, after 3, a run logs the same averages."""
+    """Lines of 3 steps. Stopped after 2 of 4 steps, within a line, or after 3, at a line, it logs the same averages."""
     config = tiny_config(log_every_steps=3, checkpoint_every_steps=100)
     pretrain(config, tmp_path / "whole")
     assert [row["step"] for row in read_metrics(tmp_path / "whole")] == [1, 3, 4]

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import as_flags, new_process, tiny_config
+from helpers import ROOT, as_flags, new_process, tiny_config
 
 from dcjax.errors import SettingError
 from dcjax.main import main
@@ -30,12 +30,16 @@ class Ended:
     errors: str
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextlib.contextmanager
 def started_processes(workdir, config, *flags, processes, devices=2, module="tiny_main"):
     """`dcjax.main` as processes of some devices each, which find each other at a free port; none is left behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started = []
     for process in range(processes):
         argv = [sys.executable, "-m", module, *as_flags(config), f"--workdir={workdir}", *flags]
@@ -97,6 +101,35 @@ def test_two_processes_train_and_probe_like_one(tmp_path):
     ]
     assert len(scores[0]) == 6
     np.testing.assert_allclose(*scores, atol=1.0)  # per cent: of 360 images some lie on the border
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_like_one(tmp_path):
+    """Each holds its own rows alone; what needs all of them is the same as where one process holds them."""
+    found = {}
+    for processes in (1, 2):
+        flags = [str(tmp_path / f"{processes}.npz"), f"127.0.0.1:{free_port()}", str(processes)]
+        env = new_process(devices=processes)  # 1 device, and 2 for each of 2
+        command = [sys.executable, str(ROOT / "tests" / "evaluating_process.py"), *flags]
+        started = [subprocess.Popen([*command, str(process)], env=env) for process in range(processes)]
+        try:
+            assert [process.wait(timeout=300) for process in started] == [0] * processes
+        finally:
+            for process in started:
+                process.kill()
+        found[processes] = np.load(flags[0])
+    one, two = found[1], found[2]
+    for name in ("r", "z", "labels", "taken"):
+        np.testing.assert_array_equal(one[name], two[name])
+    np.testing.assert_allclose(one["spectrum"], two["spectrum"], atol=1e-13 * one["spectrum"].max())
+    # A gradient of 1e-5 leaves W within n * sqrt(d k) * 1e-5 of the optimum, since the Hessian is at least 1 / n.
+    for name, n in (("w", 77), ("few", 3)):
+        np.testing.assert_allclose(one[name], two[name], atol=n * 9 * 2e-5)
+    # Of 77 images one or two lie on the border.
+    for name in ("knn", "top1", "sgd"):
+        np.testing.assert_allclose(one[name], two[name], atol=2.5 / 77)
+    assert one["bytes"] == 77 * 27 * 4
+    assert two["bytes"] == 40 * 27 * 4  # of process 0: 9 batches of 4 images and one of 4 again
 
 
 @pytest.mark.slow

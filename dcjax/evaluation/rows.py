@@ -58,7 +58,8 @@ def take_rows(values: jax.Array, index: jax.Array, images: jax.Array, *, mesh: M
     """
 
     def take(values: jax.Array, index: jax.Array, images: jax.Array) -> jax.Array:
-        place = jnp.minimum(jnp.searchsorted(index, images), len(index) - 1)
+        # By sorting: with jax 0.7 the default search does not pass the check of what varies over the mesh.
+        place = jnp.minimum(jnp.searchsorted(index, images, method="sort"), len(index) - 1)
         here = index[place] == images
         # One device has each row, and the others add zeros to it.
         return jax.lax.psum(jnp.where(here[..., None], values[place], 0), BATCH_AXIS)

@@ -13,8 +13,8 @@ def spectrum_of_processes(rows: np.ndarray, *, normalize: bool) -> np.ndarray:
 
     Each process reduces its own centred rows to the factor R of their QR decomposition, whose singular values are the
     rows' own, and the factors are merged one by one. That is as exact as the decomposition of all rows at once, where a
-    sum of covariance matrices would lose all values below 1e-16 of the largest. A process holds its own rows three
-    times in float64 and a few matrices `[d, d]`; no process holds all rows.
+    sum of covariance matrices would lose all values below 1e-16 of the largest. A process holds up to five copies of
+    its own rows in float64 and a few matrices `[d, d]`; no process holds all rows.
 
     Args:
       rows: `[m, d]`, this process's rows; m may differ between processes, and be 0.
