@@ -35,10 +35,10 @@ from dcjax.streams import Stream, device_key
 
 SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
 # Bytes of logits on one device up to which `loss.block_size=auto` holds all of them. On CPU, on one device and on
-# eight, all logits at once are faster up to 4 MB and tiles from 17 MB on; in between it depends on the loss
+# eight, all logits at once are mostly faster up to 4 MB and tiles above 16 MB; in between it depends on the loss
 # (experiments/results/loss_tiling_cpu.jsonl). On an accelerator one tile has 4,096 x 4,096 logits, which is 64 MB:
-# fewer logits would be a single tile. The bound was not measured there. The paper's batch of 4,096 on 32 devices has 2
-# MB.
+# fewer logits would be a single tile. The bound was not measured there. The paper's batch of 4,096 has 2 MB on each of
+# 32 devices.
 PLAIN_BYTES = {"cpu": 2**22, "accelerator": 2**26}
 SPECTRUM_IMAGES = 25_600  # of the training split, where it stands in for a test split
 
