@@ -92,25 +92,29 @@ def as_flags(config):
     return ["--config=configs/quickstart.py", *(f"--config.{key}={value}" for key, value in changed.items())]
 
 
-def new_process(devices):
-    """The environment of a new process with so many CPU devices, which finds the package and these helpers."""
-    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+def new_process(devices, optimised=False):
+    """The environment of a new process with so many CPU devices, which finds the package and these helpers.
+
+    Where it is `optimised`, XLA compiles as it does for users, not as `conftest.py` asks it to.
+    """
+    ours = ("device_count", "fusion_emitters") if optimised else ("device_count",)
+    flags = [flag for flag in os.environ["XLA_FLAGS"].split() if not any(name in flag for name in ours)]
     return {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
+        **({"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"} if optimised else {}),
     }
 
 
 def run_main(workdir, config, *flags, before=""):
     """Runs `dcjax.main` in a new process with one device, after some lines of code.
 
-    XLA optimises as it does for users. The programs of the other tests, which are not optimised, lie in another cache.
+    Compiled as users compile it; the programs of the other tests, which are not optimised, lie in another cache.
     """
     argv = ["dcjax", *as_flags(config), f"--workdir={workdir}", *flags]
     code = f"import sys, helpers\nsys.argv = {argv!r}\n{before}\nfrom dcjax import cli, main\ncli.run(main.main)"
-    settings = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache")}
-    env = new_process(1) | settings
+    env = new_process(1, optimised=True) | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache")}
     return subprocess.run([sys.executable, "-c", code], env=env, cwd=workdir.parent, capture_output=True, text=True)
 
 
