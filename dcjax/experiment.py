@@ -79,12 +79,12 @@ class Experiment:
             max_damaged=data.max_damaged,
         )
 
-    def eval_batches(self, source: Source) -> Iterator[Batch]:
-        """This process's share of every image once, in order."""
+    def eval_batches(self, source: Source, *, batch_size: int | None = None) -> Iterator[Batch]:
+        """This process's share of every image once, in order; in batches of `eval_batch_size` unless one is given."""
         data = self.config.data
         return eval_batches(
             source,
-            batch_size=self.eval_batch_size,
+            batch_size=batch_size or self.eval_batch_size,
             size=data.image_size,
             stored_size=data.stored_size,
             interpolation=self.config.probe.interpolation,

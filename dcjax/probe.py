@@ -61,6 +61,8 @@ PARTS = ("all", "selected", "rest")
 DRAWS = 5  # fixed draws of labelled images that a few-label accuracy averages
 KNN_TEMPERATURE = 0.07
 PIXELS = 32  # raw pixels are compared at this side at most: beyond it a linear classifier on them only grows
+# To settle the statistics of an untrained encoder: the same on any usual number of devices, so that its row is, too.
+SETTLE_BATCH = 256
 RESULTS_FILE = "probe.json"
 
 
@@ -311,8 +313,9 @@ def untrained_variables(experiment: Experiment) -> Any:
     # Shuffled, since the images of a folder lie class by class and a batch of one class is not like the data; whole
     # batches, since a padded one would count its padding.
     shuffle = np.random.default_rng(host_seed(config.seed, Stream.UNTRAINED_ORDER)).permutation(len(source))
-    whole = max(len(source) // experiment.eval_batch_size, 1) * experiment.eval_batch_size
-    batches = experiment.eval_batches(Subset(source, np.resize(shuffle, whole)))
+    batch_size = -(-SETTLE_BATCH // experiment.mesh.size) * experiment.mesh.size
+    whole = max(len(source) // batch_size, 1) * batch_size
+    batches = experiment.eval_batches(Subset(source, np.resize(shuffle, whole)), batch_size=batch_size)
     variables = jax.jit(initial, out_shardings=replicated(experiment.mesh))()
     return settle_batch_stats(statistics, variables, batches, experiment.mesh, momentum=BN_MOMENTUM)
 

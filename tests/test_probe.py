@@ -168,9 +168,10 @@ def test_raw_pixels_are_the_images():
     np.testing.assert_array_equal(rows[3], source[3][0].reshape(-1))
 
 
-def test_the_untrained_encoders_statistics_are_settled(run):
+def test_the_untrained_encoders_statistics_are_settled(run, monkeypatch):
     """With one batch of all images, the settled statistics of the first BatchNorm are those of its input."""
     experiment, _, _ = load_run(run["cached"], devices=1)
+    monkeypatch.setattr("dcjax.probe.SETTLE_BATCH", 1437)
     experiment.config.probe.eval_batch_size = 1437
     variables = untrained_variables(experiment)
     batch = next(experiment.eval_batches(experiment.train_source))

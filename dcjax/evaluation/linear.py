@@ -86,31 +86,48 @@ def fit_logistic(
     whiten = whitener(x, count, classes=classes)
     bias_scale = math.sqrt(classes)  # the Hessian of a bias is 1 / k where W = 0
     directions: Any = optax.scale_by_lbfgs()
-    search: Any = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_strategy="one")
-    value_and_grad: Any = optax.value_and_grad_from_state(objective)
+    value_and_grad = jax.value_and_grad(objective)
+
+    def search(point, value, gradient, update):
+        """The longest of the steps 1, 1/2, 1/4 ... that lowers the objective in proportion to the step."""
+        slope = optax.tree.vdot(gradient, update)
+        rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
+
+        def halve(carry):
+            length = carry[0] / 2
+            there = jax.tree.map(lambda p, by: p + length * by, point, update)
+            return length, there, *value_and_grad(there)
+
+        def too_long(carry):
+            length, _, found, _ = carry
+            # Not finite is too long, too. Beyond 2^-20 it is rounding that keeps the objective from falling.
+            return ~(found <= value + 1e-4 * length * slope + rounding) & (length > 2.0**-20)
+
+        return jax.lax.while_loop(
+            too_long, halve, (jnp.full_like(value, 2), point, jnp.full_like(value, jnp.inf), gradient)
+        )
 
     def step(carry):
-        point, inner, (memory, searched), _, i = carry
-        value, gradient = value_and_grad(point, state=searched)
+        point, inner, value, gradient, memory, i = carry
         inner_gradient = (jnp.matmul(whiten.T, gradient[0], precision=HIGHEST), bias_scale * gradient[1])
         update, memory = directions.update(inner_gradient, memory, inner)
         update = jax.tree.map(jnp.negative, update)
-        # The line search sees the original coordinates: what it keeps of the gradient is what the residual needs.
+        # The search sees the original coordinates, and with it the residual.
         outer = (jnp.matmul(whiten, update[0], precision=HIGHEST), bias_scale * update[1])
-        outer, searched = search.update(outer, searched, point, value=value, grad=gradient, value_fn=objective)
-        inner = jax.tree.map(lambda u, by: u + searched.learning_rate * by, inner, update)
-        return optax.apply_updates(point, outer), inner, (memory, searched), residual(searched.grad), i + 1
+        length, point, value, gradient = search(point, value, gradient, outer)
+        inner = jax.tree.map(lambda u, by: u + length * by, inner, update)
+        return point, inner, value, gradient, memory, i + 1
 
     def unfinished(carry):
-        *_, found, i = carry
-        return (i == 0) | ((i < max_iterations) & (found > tolerance))
+        _, _, _, gradient, _, i = carry
+        return (i < max_iterations) & (residual(gradient) > tolerance)
 
     start = (jnp.zeros((x.shape[1], classes), x.dtype), jnp.zeros((classes,), x.dtype))
-    states = (directions.init(start), search.init(start))
-    carry = (start, start, states, jnp.zeros((), x.dtype), 0)
     point: Any
-    point, _, _, found, _ = jax.lax.while_loop(unfinished, step, carry)
-    return Classifier(expand(point[0]), point[1], residual=found)
+    point, _, _, gradient, *_ = jax.lax.while_loop(
+        unfinished, step, (start, start, *value_and_grad(start), directions.init(start), 0)
+    )
+    return Classifier(expand(point[0]), point[1], residual=residual(gradient))
 
 
 def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Array, "d d"]:
