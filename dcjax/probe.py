@@ -111,6 +111,9 @@ def probe(
     if not config.probe.cached:
         sgd_batch_size(config, experiment.mesh, len(train_source))
 
+    if jax.process_index() == 0:
+        counts = f"{len(train_source)} training and {len(test_source)} test images"
+        print(f"dcjax: probing {', '.join(columns)} on {counts}", flush=True)
     keep = ("r", "z") if export else ("r",)
     train, test = (experiment.features(variables, source, keep=keep) for source in (train_source, test_source))
     if export:

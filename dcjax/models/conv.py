@@ -59,7 +59,9 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Strides, padding: Paddin
     # The rules are traced when the program is lowered, outside of a `with jax.default_matmul_precision(...)` around
     # this call, so the setting travels with the primitive.
     precision = jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
-    return _conv2d_p.bind(x, kernel, batch_dims=0, strides=strides, padding=padding, precision=precision)
+    (top, bottom), (left, right) = padding
+    settings = {"strides": tuple(strides), "padding": ((top, bottom), (left, right))}  # lists cannot be hashed
+    return _conv2d_p.bind(x, kernel, batch_dims=0, precision=precision, **settings)
 
 
 def xla_conv2d(

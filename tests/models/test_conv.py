@@ -163,7 +163,7 @@ def test_closed_form():
     # All ones, no padding: every tap of every pair of channels counts the output positions of the batch.
     x, kernel = jnp.ones((3, 8, 9, 4)), jnp.ones((3, 3, 4, 5))
     value, _, dkernel = _value_and_gradients(
-        conv.conv2d, x, kernel, jnp.ones((3, 6, 7, 5)), {"strides": (1, 1), "padding": ((0, 0), (0, 0))}
+        conv.conv2d, x, kernel, jnp.ones((3, 6, 7, 5)), {"strides": [1, 1], "padding": [(0, 0), [0, 0]]}
     )
     np.testing.assert_array_equal(value, 36.0)
     np.testing.assert_array_equal(dkernel, 3.0 * 6 * 7)
