@@ -193,8 +193,15 @@ def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], ja
     return functools.partial(loss, block_size=tiles, mesh=mesh)
 
 
-def make_objective(network: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., Any]:
+def make_objective(
+    network: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array], *, seed: int
+) -> Callable[..., Any]:
     """What a step minimises: the contrastive loss of two views, and the loss of the online classifier.
+
+    Args:
+      network: a `dcjax.models.Network`.
+      loss: of the embeddings of both views.
+      seed: the run's seed; what the projector draws for a step, the same for both views, follows from it.
 
     Returns:
       A pure function of `(params, state, x, x_prime, labels)` to the objective and `(batch_stats, metrics)`; `state`
@@ -206,7 +213,8 @@ def make_objective(network: nn.Module, loss: Callable[[jax.Array, jax.Array], ja
     ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
         def apply(images: jax.Array, batch_stats: Any) -> tuple[Any, Any]:
             variables = {"params": params, "batch_stats": batch_stats, "constants": state.constants}
-            out, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+            rngs = {"projector": jax.random.fold_in(device_key(seed, Stream.PROJECTOR), state.step)}
+            out, updates = network.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
             return out, updates["batch_stats"]
 
         # Each view has its own batch statistics over the global batch, as in the authors' two calls.
@@ -244,7 +252,7 @@ def make_train_step(
     Returns:
       A function of the state and a batch of `image`, `label` and `position` to the next state and the step's scalars.
     """
-    objective = make_objective(network, loss)
+    objective = make_objective(network, loss, seed=seed)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = device_key(seed, Stream.AUGMENTATION)

@@ -310,7 +310,10 @@ def untrained_variables(experiment: Experiment) -> Any:
 
     def statistics(variables: Any, images: jax.Array) -> Any:
         normalized = experiment.normalized(images)
-        _, updates = experiment.exact_network.apply(variables, normalized, train=True, mutable=["batch_stats"])
+        rngs = {"projector": device_key(config.seed, Stream.PROJECTOR)}  # of no influence on the statistics of r
+        _, updates = experiment.exact_network.apply(
+            variables, normalized, train=True, rngs=rngs, mutable=["batch_stats"]
+        )
         return updates["batch_stats"]
 
     # Shuffled, since the images of a folder lie class by class and a batch of one class is not like the data; whole

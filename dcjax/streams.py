@@ -16,6 +16,7 @@ class Stream(enum.IntEnum):
     PROBE_ORDER = 4
     PROBE_AUGMENTATION = 5
     UNTRAINED_ORDER = 6
+    PROJECTOR = 7
 
 
 def device_key(seed: int, stream: Stream) -> jax.Array:

@@ -145,7 +145,7 @@ def test_one_and_eight_devices_give_the_same_objective_and_gradient(x64):
     found = {}
     for devices, block_size in ((1, "none"), (8, "none"), (8, "3")):
         mesh, config.loss.block_size = make_mesh(devices), block_size
-        objective = loop.make_objective(network, loop.make_loss(config, mesh))
+        objective = loop.make_objective(network, loop.make_loss(config, mesh), seed=0)
         rows = batch_sharding(mesh)
         differentiate = jax.jit(
             jax.value_and_grad(objective, has_aux=True),
@@ -158,6 +158,26 @@ def test_one_and_eight_devices_give_the_same_objective_and_gradient(x64):
     assert float(expected[0][0]) > 0
     for other in found.values():
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-10), other, expected)
+
+
+def test_both_views_of_a_step_take_the_same_random_entries():
+    config = tiny_config(projector__name="random_subset")
+    encoder = make_encoder("one_block", width=0.5, stem="small")
+    network = Network(encoder, make_projector(width=32, **config.projector), classes=0)
+    state = init_state(network, optax.identity(), seed=0, image_size=8)
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32)
+    seen = []
+
+    def watch(z, z_prime):
+        seen.append(z)
+        return jnp.abs(z - z_prime).max()
+
+    objective = loop.make_objective(network, watch, seed=0)
+    for step in (0, 0, 1):
+        at_step = dataclasses.replace(state, step=jnp.int32(step))
+        assert float(objective(state.params, at_step, x, x, None)[0]) == 0
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert np.abs(seen[0] - seen[2]).max() > 1e-3
 
 
 def test_one_and_eight_devices_train_alike(four_steps, tmp_path):

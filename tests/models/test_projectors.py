@@ -33,6 +33,7 @@ def matrix_of(projector, variables):
         ("linear", D * 6, 0, 6),
         ("mlp", D * 16 + 2 * 16 + 16 * 6 + 2 * 6, 0, 6),
         ("direct", 0, 0, D0),
+        ("random_subset", 0, 0, D0),
         ("orthogonal", D * D, 0, D),
         ("diagonal", D, 0, D),
         ("low_rank", 0, 2 * D * D0, D),
@@ -53,7 +54,7 @@ def test_sizes(name, trained, fixed, out):
 
 def test_the_table_is_complete():
     assert set(PROJECTORS) == {
-        "none", "linear", "mlp", "direct", "orthogonal", "diagonal", "low_rank", "low_rank_diagonal",
+        "none", "linear", "mlp", "direct", "random_subset", "orthogonal", "diagonal", "low_rank", "low_rank_diagonal",
     }  # fmt: skip
     assert set(SUBVECTOR_PROJECTORS) == {"direct", "low_rank_diagonal"}
 
@@ -62,6 +63,22 @@ def test_none_and_direct_copy_their_input():
     for name, columns in (("none", D), ("direct", D0)):
         projector, variables, r = start(name)
         np.testing.assert_array_equal(projector.apply(variables, r, train=True), r[:, :columns])
+
+
+def test_random_subset_takes_other_entries_at_every_draw():
+    projector, variables, _ = start("random_subset")
+    r = jnp.broadcast_to(jnp.arange(D, dtype=jnp.float32), (3, D))
+
+    def chosen(draw):
+        return projector.apply(variables, r, train=True, rngs={"projector": jax.random.key(draw)})
+
+    np.testing.assert_array_equal(chosen(0), chosen(0))
+    np.testing.assert_array_equal(chosen(0)[0], chosen(0)[2])  # the same entries of every row
+    draws = [set(np.asarray(chosen(draw)[0], int)) for draw in range(40)]
+    assert all(len(draw) == D0 for draw in draws)
+    assert len(set(map(frozenset, draws))) > 20
+    assert set.union(*draws) == set(range(D))
+    np.testing.assert_array_equal(projector.apply(variables, r, train=False), r[:, :D0])
 
 
 def test_orthogonal_stays_orthogonal_while_it_is_trained():
@@ -188,7 +205,7 @@ def test_bfloat16_compute_keeps_float32_parameters(name):
 
 
 @pytest.mark.parametrize("d0", [0, -1, D + 1])
-@pytest.mark.parametrize("name", ["direct", "low_rank", "low_rank_diagonal"])
+@pytest.mark.parametrize("name", ["direct", "random_subset", "low_rank", "low_rank_diagonal"])
 def test_bad_d0(name, d0):
     with pytest.raises(SettingError, match=rf"projector.d0 must be from 1 to .* \({D}\), found {d0}"):
         make_projector(name, **SETTINGS | {"d0": d0})
