@@ -71,7 +71,7 @@ def probe(
     *,
     features: str | None = None,
     labels_per_class: int | None = None,
-    baselines: bool = False,
+    baselines: bool | None = None,
     data_dir: str | None = None,
     devices: int = 0,
     export: str | None = None,
@@ -83,7 +83,8 @@ def probe(
       features: "all" for r, "selected" for r[:d0], "rest" for r[d0:]; None for each of them that the projector has, and
         with `probe.cached` the baselines.
       labels_per_class: also score with so few labels, averaged over 5 fixed draws; 0 for not; None as the config says.
-      baselines: score raw pixels and the untrained encoder in any case; with the paper's recipe by neighbours alone.
+      baselines: score raw pixels and the untrained encoder; with the paper's recipe by neighbours alone. None scores
+        them with `probe.cached` where `features` is None, too.
       data_dir: where the data lies now, where that is not where the run found it.
       devices: how many devices to use; 0 for all.
       export: a file for r, z and labels of the test images (and `train_r` ... of the training images), as .npz.
@@ -124,7 +125,9 @@ def probe(
     if not config.probe.cached:  # after what fails fast
         linear = run_sgd_probes(experiment, variables, columns, place_rows(test, experiment.mesh), draws)
         scores = {name: dataclasses.replace(row, **linear[name]) for name, row in scores.items()}
-    if baselines or (config.probe.cached and features is None):
+    if baselines is None:
+        baselines = config.probe.cached and features is None
+    if baselines:
         scores |= score_baselines(experiment, train_source, test_source, draws)
     if jax.process_index() == 0:
         print(score_table(scores, classes=len(train_source.classes), per_class=per_class))
@@ -384,7 +387,7 @@ def main(argv: Sequence[str]) -> None:
             flags.workdir,
             features=flags.features,
             labels_per_class=flags.labels_per_class,
-            baselines=flags.baselines,
+            baselines=flags.baselines or None,
             data_dir=flags.data_dir,
             devices=flags.devices,
             export=flags.export,

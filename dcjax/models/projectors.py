@@ -80,8 +80,8 @@ class RandomSubset(Projector):
     """d0 entries of r, drawn anew for every training step: the control of DirectCLR's fixed subvector.
 
     The draw follows from the random stream `projector`, the same for both views of a step. In evaluation mode z is the
-    first d0 entries, which are as good as any. The authors' code has another form of the control, in which a permutation
-    of every step makes eight groups of 256 entries, whose losses are added.
+    first d0 entries, which are as good as any. The authors' code has another form of this control: a permutation of
+    every step makes eight groups of 256 entries, whose losses are added.
 
     References:
       Jing et al., section 6.2: with a random subvector the linear accuracy falls from 62.7 % to 43.0 %.

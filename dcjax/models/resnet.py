@@ -176,10 +176,11 @@ class ResNet(nn.Module):
 
 ResNet18 = functools.partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 ResNet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
-# One bottleneck block a stage: a wide representation at the smallest cost, for experiments on a laptop.
-ResNet14 = functools.partial(ResNet, stage_sizes=(1, 1, 1, 1), block=Bottleneck)
+# A wide representation at a small cost, for experiments on a laptop. The second block of the last stage is there for
+# DirectCLR: only a block whose shortcut is the identity copies its input into r.
+ResNet17 = functools.partial(ResNet, stage_sizes=(1, 1, 1, 2), block=Bottleneck)
 
-ENCODERS = {"resnet14": ResNet14, "resnet18": ResNet18, "resnet50": ResNet50}
+ENCODERS = {"resnet17": ResNet17, "resnet18": ResNet18, "resnet50": ResNet50}
 
 
 def make_encoder(

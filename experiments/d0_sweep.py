@@ -1,0 +1,26 @@
+"""DirectCLR over d0, the number of dimensions that the loss acts on.
+
+Claim:     one best d0 in between: with few dimensions the loss says too little, with all of them it is SimCLR without a
+           projector; 360 of 2,048 on ImageNet (the paper's curve is in a figure only).
+Command:   python -m experiments.d0_sweep --scale=laptop --data=DIR     (--dry_run: the plan and its cost)
+Cost:      see --dry_run; the paper's share of r and the whole of r are runs of Table 1.
+Look for:  a maximum inside, and how flat it is beside the intervals.
+"""
+
+import functools
+from collections.abc import Sequence
+
+from dcjax import cli
+from experiments.grid import run_grid
+from experiments.tables import score_report
+
+ROWS = ("direct_1_of_32", "direct_3_of_32", "direct", "direct_12_of_32", "direct_20_of_32", "none")
+
+
+def main(argv: Sequence[str]) -> None:
+    report = functools.partial(score_report, name="d0_sweep", title="DirectCLR over d0")
+    run_grid(argv, module="experiments.d0_sweep", doc=__doc__ or "", rows=ROWS, report=report)
+
+
+if __name__ == "__main__":
+    cli.run(main)

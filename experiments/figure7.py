@@ -1,0 +1,57 @@
+"""Figures 7 and 9: the spectrum of the representation, with and without a projector.
+
+Claim:     without a projector the representation collapses in a part of its dimensions; with a projector of one or two
+           layers, or with DirectCLR, it does not.
+Command:   python -m experiments.figure7 --scale=laptop --data=DIR     (--dry_run: the plan and its cost)
+Cost:      none beyond Table 1, whose runs it shows.
+Look for:  the tail of the curve without a projector, below all others; the number of dimensions below the tolerance.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from dcjax import cli
+from dcjax.files import replace_text
+from dcjax.toy.plot import Curve, Panel, draw_curves
+from experiments.grid import Results, collapsed, markdown, mean_of, output, run_grid, score
+from experiments.records import rounded
+from experiments.scales import SCALES, row_named
+
+ROWS = ("none", "linear", "mlp", "direct", "untrained")
+TOLERANCES = (1e-2, 1e-3, 1e-4)
+
+
+def report(results: Results, scale: str, folder: pathlib.Path) -> str:
+    curves, rows, table = [], [], {}
+    for i, (row, runs) in enumerate(results.items()):
+        label = row_named(row).label
+        spectra = np.array([run["spectra"]["r_unit"] for run in runs])
+        colour = i if row != "untrained" else "grey"
+        curves.append(Curve(spectra / spectra[:, :1], label=label, colour=colour))
+        below = {f"{limit:g}": [collapsed(spectrum, limit) for spectrum in spectra] for limit in TOLERANCES}
+        rows.append([label, *(mean_of(counts) for counts in below.values()), score(runs, "r", "effective_rank")])
+        table[row] = {"seeds": len(runs), "collapsed": below}
+    panel = Panel(
+        curves,
+        "singular value rank index",
+        "singular value of the covariance / the largest",
+        title=f"The representation r (rows of norm 1)\n{SCALES[scale].description}",
+    )
+    draw_curves(output(folder, "figure7", scale, "png"), [panel])
+    replace_text(output(folder, "figure7", scale, "json"), json.dumps(rounded(table), indent=1) + "\n")
+    header = [f"dimensions of {SCALES[scale].width} below", *(f"{limit:g}" for limit in TOLERANCES), "effective rank"]
+    text = markdown(header, rows)
+    note = "Of the largest singular value of eq. 1, r scaled to norm 1; mean over seeds ± 95 % interval."
+    replace_text(output(folder, "figure7", scale, "md"), f"{text}\n\n{note}\n")
+    return text
+
+
+def main(argv: Sequence[str]) -> None:
+    run_grid(argv, module="experiments.figure7", doc=__doc__ or "", rows=ROWS, report=report)
+
+
+if __name__ == "__main__":
+    cli.run(main)

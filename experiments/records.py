@@ -1,0 +1,148 @@
+"""The results of single runs: one small JSON file each, checked before it is averaged with others."""
+
+import ast
+import hashlib
+import io
+import json
+import pathlib
+import subprocess
+import tokenize
+from typing import Any
+
+import dcjax
+from dcjax.config import MAY_CHANGE, flatten
+from dcjax.errors import SettingError
+from dcjax.files import replace_text
+
+FORMAT = 1
+RESULTS = pathlib.Path(__file__).parent / "results"
+EQUAL_CODE = RESULTS / "runs" / "equal_code.json"
+
+# What decides the numbers of a run besides its config. Parts that only read, show or start are left out.
+TRAINING_CODE = (
+    "collapse/covariance.py", "collapse/metrics.py", "data/augment.py", "data/crops.py", "data/image_ops.py",
+    "data/loader.py", "evaluation/*.py", "experiment.py", "losses/*.py", "mesh.py", "models/*.py", "optim.py",
+    "pretrain.py", "probe.py", "state.py", "streams.py",
+)  # fmt: skip
+
+
+def code_fingerprint(root: pathlib.Path | None = None) -> str:
+    """A hash of the files that train and evaluate, but for comments, docstrings and the layout of lines."""
+    root = root or pathlib.Path(dcjax.__file__).parent
+    files = sorted({file for pattern in TRAINING_CODE for file in root.glob(pattern)})
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + bare_source(file.read_text()).encode())
+    return digest.hexdigest()[:16]
+
+
+def bare_source(text: str) -> str:
+    """Python source without comments, docstrings, blank lines and spaces at the ends of lines."""
+    lines = text.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) or ast.get_docstring(node) is None:
+            continue
+        docstring = node.body[0]
+        for row in range(docstring.lineno - 1, docstring.end_lineno or docstring.lineno):
+            lines[row] = ""
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def same_code(one: str, other: str) -> bool:
+    """Whether two fingerprints are equal, or `equal_code.json` says (with the reason) that they give equal runs."""
+    if one == other:
+        return True
+    groups = json.loads(EQUAL_CODE.read_text()) if EQUAL_CODE.exists() else []
+    return any({one, other} <= set(group["fingerprints"]) for group in groups)
+
+
+def run_config(config: Any) -> dict[str, Any]:
+    """What identifies a run's config: every key but those that only say where it reads and what it reports."""
+    probed = ("probe.cached", "probe.epochs", "probe.learning_rate", "probe.schedule", "probe.labels_per_class")
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key in probed or not any(f"{key}.".startswith(f"{free}.") for free in MAY_CHANGE)
+    }
+
+
+def commit() -> str:
+    """The commit of the working tree, for the record alone; "unknown" outside of a repository."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=7"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def write_result(file: pathlib.Path, result: dict[str, Any]) -> None:
+    """Writes a result, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rounded(result), indent=1)
+    replace_text(file, text + "\n")
+
+
+def rounded(value: Any) -> Any:
+    """Floats to 6 digits; long lists of numbers stay readable in a diff."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return value
+
+
+def read_result(file: pathlib.Path, *, config: Any) -> dict[str, Any]:
+    """Reads a result and checks that it is one of this row.
+
+    Args:
+      file: as `write_result` wrote it.
+      config: the config that the run must have had.
+
+    Raises:
+      SettingError: another format or config, or a file that is damaged.
+    """
+    remedy = "move it away to run this row again"
+    try:
+        result = json.loads(file.read_text())
+        found = result["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(f"{file} cannot be read as a result ({error}); {remedy}") from error
+    if found != FORMAT:
+        raise SettingError(f"{file} has the format {found}, expected {FORMAT}; {remedy}")
+    expected = rounded(run_config(config))
+    differing = [
+        f"{key} ({result['config'].get(key, 'absent')} there, {expected.get(key, 'absent')} here)"
+        for key in sorted(result["config"].keys() | expected.keys())
+        if result["config"].get(key) != expected.get(key)
+    ]
+    if differing:
+        raise SettingError(f"{file} is of another config: {', '.join(differing[:5])}; {remedy}")
+    return result
+
+
+def check_together(results: dict[pathlib.Path, dict[str, Any]], *, code: str | None = None) -> None:
+    """Raises `SettingError` unless all results come from the same data and the same training code (and that of now).
+
+    Args:
+      results: file to result.
+      code: the fingerprint of the code that more runs would be made with; None if there will be none.
+    """
+    if not results:
+        return
+    (first_file, first), *others = results.items()
+    for file, result in others:
+        if result["data"] != first["data"]:
+            raise SettingError(f"{file} was trained on other images than {first_file}; move one of them away")
+    expected = code or first["code"]
+    for file, result in results.items():
+        if not same_code(result["code"], expected):
+            raise SettingError(
+                f"{file} comes from other training code ({result['code']} there, {expected} here); move it away to run "
+                f"it again, or say in {EQUAL_CODE.name} why both give the same runs"
+            )

@@ -1,0 +1,198 @@
+"""One run of a grid: trains a row with a seed, probes it, and writes its result.
+
+    python -m experiments.run --scale=laptop --row=direct --seed=0 --data=DIR
+
+The command is complete in itself: `python -m experiments.table1 --list` prints these lines for a Slurm array or GNU
+parallel. A run that was stopped goes on from its last checkpoint; one that is done is not repeated; two of the same row
+and seed at once do not disturb each other.
+"""
+
+import argparse
+import dataclasses
+import fcntl
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dcjax import cli
+from dcjax.errors import SettingError
+from experiments.records import FORMAT, RESULTS, code_fingerprint, commit, read_result, run_config, write_result
+from experiments.scales import ROWS, SCALES, make_config, open_data, row_named, scale_named
+
+WORK = pathlib.Path("runs") / "experiments"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run: a row of a scale with a seed, and config keys that differ from the scale's (as `key=value`)."""
+
+    scale: str
+    row: str
+    seed: int
+    changes: tuple[tuple[str, Any], ...] = ()
+    group: str = ""  # a folder of their own for runs with changes
+
+    @property
+    def name(self) -> str:
+        changes = "".join(f"_{key.rpartition('.')[2]}={value}" for key, value in self.changes)
+        return f"{self.row}{changes}_{self.seed}"
+
+    def file(self, results: pathlib.Path = RESULTS) -> pathlib.Path:
+        """Where the result lies."""
+        return results / "runs" / self.scale / self.group / f"{self.name}.json"
+
+    def config(self) -> Any:
+        return make_config(self.scale, self.row, seed=self.seed, changes=dict(self.changes))
+
+    def flags(self) -> list[str]:
+        changes = [f"--change={key}={value}" for key, value in self.changes]
+        group = [f"--group={self.group}"] if self.group else []
+        return [f"--scale={self.scale}", f"--row={self.row}", f"--seed={self.seed}", *changes, *group]
+
+
+def one_thread(environment: Mapping[str, str], threads: int) -> dict[str, str]:
+    """An environment in which a run takes so many threads of a CPU; 0 for as many as there are."""
+    names = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ()
+    return {**environment, **dict.fromkeys(names, str(threads))}
+
+
+def run(job: Job, *, data: str | None, work: pathlib.Path = WORK, results: pathlib.Path = RESULTS) -> None:
+    """Trains, probes and records a job, unless its result is there.
+
+    Raises:
+      SettingError: no data, a result that is not of this job, another process that runs the same job, or what
+        `dcjax.pretrain.pretrain` raises.
+    """
+    file = job.file(results)
+    if file.exists():
+        read_result(file, config=job.config())
+        print(f"{job.name} is done: {file}", flush=True)
+        return
+    folder = open_data(job.scale, data, work)
+    workdir = work / job.scale / job.group / job.name
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise SettingError(f"{job.name} is being run by another process in {workdir}") from error
+        result = train_and_score(job, workdir, folder)
+    write_result(file, result)
+    print(f"{job.name}: {file}", flush=True)
+
+
+def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any]:
+    """The result of a job, as it is written."""
+    # Imported here because they load JAX: what is done already should be told at once.
+    import jax
+
+    from dcjax.experiment import build
+    from dcjax.metrics_writer import read_metrics
+    from dcjax.pretrain import pretrain
+    from dcjax.probe import probe
+
+    code, identity = code_fingerprint(), run_config(job.config())  # before a long run, in which files may change
+    made_by = commit()
+    config = job.config()
+    config.data.dir = data
+    row, start = row_named(job.row), time.process_time()
+    experiment = build(config)
+    loss: list[float] = []
+    if row.trained:
+        pretrain(config, workdir)
+        scores, spectra = probe(workdir, baselines=False, data_dir=data, devices=config.devices), read_spectra(workdir)
+        lines = read_metrics(workdir)
+        loss = [lines[0]["loss"], lines[-1]["loss"]]
+    else:
+        scores, spectra = score_untrained(experiment)
+    return {
+        "format": FORMAT,
+        "scale": job.scale,
+        "row": job.row,
+        "seed": job.seed,
+        "config": identity,
+        "data": experiment.train_source.fingerprint,
+        "code": code,
+        "commit": made_by,
+        "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
+        "device": jax.devices()[0].device_kind,
+        # Of this process: a run that was stopped and resumed took more.
+        "cpu_minutes": (time.process_time() - start) / 60,
+        "loss": loss,
+        "scores": {name: dataclasses.asdict(score) for name, score in scores.items()},
+        "spectra": spectra,
+    }
+
+
+def read_spectra(workdir: pathlib.Path) -> dict[str, list[float]]:
+    """Eq. 1 on the test images, as it stands and of rows of norm 1."""
+    import numpy as np
+
+    from dcjax.pretrain import SPECTRUM_FILE
+
+    with np.load(workdir / SPECTRUM_FILE) as arrays:
+        return {name: arrays[name].tolist() for name in ("r", "r_unit", "z", "z_unit")}
+
+
+def score_untrained(experiment: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Scores and spectra of the encoder before its first step, and the scores of raw pixels."""
+    from dcjax.evaluation import draw_labelled, spectrum_of_processes
+    from dcjax.probe import DRAWS, score_baselines, untrained_variables
+
+    per_class = experiment.config.probe.labels_per_class
+    train, test = experiment.train_source, experiment.test_source
+    labels = experiment.features(untrained_variables(experiment), train).labels
+    draws = [draw_labelled(labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
+    scores = score_baselines(experiment, train, test, draws)
+    scores["r"] = scores.pop("untrained encoder")
+    features = experiment.features(untrained_variables(experiment), test)
+    rows = features.r[: features.own]
+    return scores, {
+        name: spectrum_of_processes(rows, normalize=unit).tolist() for name, unit in (("r", False), ("r_unit", True))
+    }
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where things lie, the same for runs and grids."""
+    parser.add_argument("--data", help="the folder of the images")
+    parser.add_argument("--work", type=pathlib.Path, default=WORK, help=f"checkpoints (default: {WORK})")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="results (default: experiments/results)")
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """`key=value` with the value's type: a whole number, a number, or a name."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise SettingError(f"--change={text} is not KEY=VALUE")
+    for kind in (int, float):
+        try:
+            return key, kind(value)
+        except ValueError:
+            continue
+    return key, value
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.Parser(prog="python -m experiments.run", description=__doc__ or "")
+    parser.add_argument("--scale", choices=SCALES, required=True)
+    parser.add_argument("--row", choices=ROWS, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--change", action="append", default=[], metavar="KEY=VALUE", help="a config key of its own")
+    parser.add_argument("--group", default="", help="a folder of their own for results with changes")
+    add_places(parser)
+    flags = parser.parse_args(argv)
+    if flags.change and not flags.group:
+        raise SettingError("--change needs --group, so that these results are not taken for the scale's own")
+    threads = scale_named(flags.scale).threads
+    if threads and os.environ.get("NPROC") != str(threads):  # read when XLA is loaded
+        os.execve(sys.executable, [sys.executable, "-m", "experiments.run", *argv], one_thread(os.environ, threads))
+    changes = tuple(parse_change(text) for text in flags.change)
+    job = Job(flags.scale, flags.row, flags.seed, changes, flags.group)
+    run(job, data=flags.data, work=flags.work.absolute(), results=flags.results.absolute())
+
+
+if __name__ == "__main__":
+    cli.run(main)

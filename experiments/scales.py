@@ -1,0 +1,222 @@
+"""The rows of the experiments, and the scales at which they are run: the same code, another config."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from dcjax.config import Config, load_config
+from dcjax.errors import SettingError, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One kind of run.
+
+    Attributes:
+      label: its name in tables and figures.
+      projector: the value of `projector.name`.
+      d0: d0 as a share of the representation; None for the scale's own.
+      trained: False for the encoder before its first step.
+      paper: linear top-1 on ImageNet in percent that the paper reports; None where it reports none.
+    """
+
+    label: str
+    projector: str
+    d0: float | None = None
+    trained: bool = True
+    paper: float | None = None
+
+
+# By the name of their files. Tables 1 and 2 of the paper, and its section 6.
+ROWS = {
+    "none": Row("SimCLR, no projector", "none", paper=51.5),
+    "linear": Row("SimCLR, linear projector", "linear", paper=61.1),
+    "mlp": Row("SimCLR, 2-layer projector", "mlp", paper=66.5),
+    "direct": Row("DirectCLR", "direct", paper=62.7),
+    "orthogonal": Row("orthogonal projector", "orthogonal", paper=52.2),
+    "diagonal": Row("trainable diagonal projector", "diagonal", paper=60.2),
+    "low_rank": Row("fixed low-rank projector", "low_rank", paper=62.3),
+    "low_rank_diagonal": Row("fixed low-rank diagonal projector", "low_rank_diagonal", paper=62.7),
+    "random_subset": Row("random subvector, redrawn every step", "random_subset", paper=43.0),
+    "untrained": Row("untrained encoder", "none", trained=False),
+    **{f"direct_{n}_of_32": Row(f"DirectCLR, d0 = {n}/32 of r", "direct", d0=n / 32) for n in (1, 3, 12, 20)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """Where and how long the rows are trained.
+
+    Attributes:
+      description: a line for tables.
+      base: the config file that it starts from, with the projector's name as its argument where it takes one.
+      width: entries of r.
+      changes: config key to value, over that config.
+      learning_rates: projector to the rate that `experiments.learning_rate` found; others take the config's.
+      minutes: of one run, and on what.
+      data: how to get the images, or where they come from.
+      images_per_class: training images that are used, and those that are held out to choose the rate; None for all.
+      threads: of a run; 0 for all.
+    """
+
+    description: str
+    base: str
+    width: int
+    changes: Mapping[str, Any]
+    learning_rates: Mapping[str, float]
+    minutes: str
+    data: str
+    images_per_class: tuple[int, int] | None = None
+    threads: int = 0
+
+
+CIFAR10 = (
+    "class folders of CIFAR-10's images: --data=DIR with DIR/train/<class>/*.png and DIR/test/<class>/*.png "
+    "(or .jpg); any other photographs in that layout do, too"
+)
+
+SCALES = {
+    "digits": Scale(
+        description="scikit-learn's digits at 16 px, ResNet-18 of width 1/8 (64-d r), 300 steps, as in the quickstart",
+        base="configs/quickstart.py",
+        width=64,
+        changes={"devices": 1, "projector.hidden": 64, "projector.features": 32, "checkpoint_every_steps": 100},
+        learning_rates={},
+        minutes="1 minute of one CPU core",
+        data="comes with scikit-learn",
+        threads=1,
+    ),
+    "laptop": Scale(
+        description="10,000 training images of CIFAR-10 (JPEG copy) at 16 px, ResNet-17 of width 1/8 (256-d r)",
+        base="configs/projector.py:{projector},cifar10",
+        width=256,
+        changes={
+            "model.name": "resnet17",
+            "model.width": 0.125,
+            "data.name": "folder",
+            "data.image_size": 16,
+            "data.threads": 1,
+            "projector.hidden": 256,
+            "batch_size": 256,
+            "total_steps": 600,
+            "optimizer.warmup_steps": 60,
+            "log_every_steps": 50,
+            "checkpoint_every_steps": 100,
+            "devices": 1,
+            "probe.labels_per_class": 10,
+        },
+        learning_rates={},
+        minutes="8 minutes of one CPU core",
+        data=CIFAR10,
+        images_per_class=(1000, 300),
+        threads=1,
+    ),
+    "gpu": Scale(
+        description="CIFAR-10 at 32 px, ResNet-18 (512-d r), 100 epochs",
+        base="configs/projector.py:{projector},cifar10",
+        width=512,
+        changes={
+            "data.name": "folder",
+            "total_epochs": 100.0,
+            "probe.labels_per_class": 10,
+        },
+        learning_rates={},
+        minutes="not measured; planned for 10 to 20 minutes of one GPU",
+        data=CIFAR10,
+    ),
+    "paper": Scale(
+        description="ImageNet at 224 px, ResNet-50 (2048-d r), 100 epochs",
+        base="configs/projector.py:{projector},imagenet",
+        width=2048,
+        changes={},
+        learning_rates={},
+        minutes="about 7 hours of 32 V100 and 20 hours of 8 V100 for the probe (the authors' runs)",
+        data="ImageNet, prepared by python -m dcjax.data.prepare; --data=DIR is its --data_dir",
+    ),
+}
+PAPER_D0 = 360 / 2048  # of r, which the other scales keep
+
+
+def scale_named(name: str) -> Scale:
+    """A scale of `SCALES`; raises `SettingError` for an unknown one."""
+    if name not in SCALES:
+        raise unknown_name("--scale", name, SCALES)
+    return SCALES[name]
+
+
+def row_named(name: str) -> Row:
+    """A row of `ROWS`; raises `SettingError` for an unknown one."""
+    if name not in ROWS:
+        raise unknown_name("--rows", name, ROWS)
+    return ROWS[name]
+
+
+def make_config(scale_name: str, row_name: str, *, seed: int, changes: Mapping[str, Any] | None = None) -> Config:
+    """The config of a run, without its data's place.
+
+    Args:
+      scale_name: a key of `SCALES`.
+      row_name: a key of `ROWS`.
+      seed: the run's seed.
+      changes: more config keys and values.
+    """
+    scale, row = scale_named(scale_name), row_named(row_name)
+    config = load_config(scale.base.format(projector=row.projector))
+    values: dict[str, Any] = {"projector.name": row.projector, **scale.changes}
+    values["projector.d0"] = round((row.d0 or PAPER_D0) * scale.width)
+    if row.projector in scale.learning_rates:
+        values["optimizer.learning_rate"] = scale.learning_rates[row.projector]
+    values |= {"probe.after_training": False, "seed": seed, **(changes or {})}
+    for key, value in values.items():
+        *parents, name = key.split(".")
+        section = config
+        for parent in parents:
+            section = section[parent]
+        section[name] = value
+    return config
+
+
+def open_data(scale_name: str, data: str | None, work: pathlib.Path) -> str:
+    """The folder that a scale's runs read: `data` itself, or a fixed part of it, as links below `work`.
+
+    The first images of each class in the order of their names train; the next ones are held out, to choose learning
+    rates; the test images are all used.
+
+    Raises:
+      SettingError: no such folder, or too few images.
+    """
+    scale = scale_named(scale_name)
+    if scale_name == "digits":
+        if data is not None:
+            raise SettingError(f"--data={data} has no use at --scale=digits, whose images come with scikit-learn")
+        return ""
+    if data is None:
+        raise SettingError(f"--data is needed for runs at --scale={scale_name}: {scale.data}")
+    root = pathlib.Path(data).expanduser().absolute()
+    if not root.is_dir():
+        raise SettingError(f"--data {root} is not a folder; give {scale.data}")
+    if scale.images_per_class is None:
+        return str(root)
+    kept, held_out = scale.images_per_class
+    target = work / "data" / scale_name
+    for split, name, first, count in (
+        ("train", "train", 0, kept),
+        ("train", "held_out", kept, held_out),
+        ("test", "test", 0, None),
+    ):
+        classes = sorted(path for path in (root / split).iterdir() if path.is_dir()) if (root / split).is_dir() else []
+        if len(classes) < 2:
+            raise SettingError(f"--data {root} holds no class folders in {split}/; give {scale.data}")
+        for folder in classes:
+            files = sorted(path for path in folder.iterdir() if path.is_file())
+            if count is not None and len(files) < first + count:
+                raise SettingError(f"--data {folder} holds {len(files)} images, this scale needs {kept + held_out}")
+            (target / name / folder.name).mkdir(parents=True, exist_ok=True)
+            for file in files[first : None if count is None else first + count]:
+                link = target / name / folder.name / file.name
+                if link.is_symlink() and link.readlink() != file:
+                    link.unlink()
+                if not link.is_symlink():
+                    link.symlink_to(file)
+    return str(target)
