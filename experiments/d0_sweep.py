@@ -16,9 +16,10 @@ from experiments.tables import score_report
 
 ROWS = ("direct_1_of_32", "direct_3_of_32", "direct", "direct_12_of_32", "direct_20_of_32", "none")
 
+report = functools.partial(score_report, name="d0_sweep", title="DirectCLR over d0")
+
 
 def main(argv: Sequence[str]) -> None:
-    report = functools.partial(score_report, name="d0_sweep", title="DirectCLR over d0")
     run_grid(argv, module="experiments.d0_sweep", doc=__doc__ or "", rows=ROWS, report=report)
 
 

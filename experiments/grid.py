@@ -53,7 +53,7 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 def collapsed(spectrum: Sequence[float], tolerance: float = TOLERANCE) -> int:
     """How many singular values of eq. 1 lie below a share of the largest."""
-    return sum(value < tolerance * spectrum[0] for value in spectrum)
+    return int(sum(value < tolerance * spectrum[0] for value in spectrum))
 
 
 def score(results: Sequence[dict[str, Any]], part: str, name: str) -> Mean | None:

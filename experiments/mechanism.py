@@ -130,7 +130,9 @@ def main(argv: Sequence[str]) -> None:
     draw_curves(
         flags.results / "mechanism.png",
         [
-            Panel([Curve(output, dots=True)], title=f"at r: exactly 0 in {zero['r']} of {len(output)} channels", **axes),
+            Panel(
+                [Curve(output, dots=True)], title=f"at r: exactly 0 in {zero['r']} of {len(output)} channels", **axes
+            ),
             Panel(
                 [Curve(block_input, dots=True, colour=1)],
                 title=f"at the last block's input: 0 in {zero['input']} of {len(block_input)}",

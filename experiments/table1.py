@@ -17,9 +17,10 @@ from experiments.tables import score_report
 ROWS = ("none", "linear", "mlp", "direct", "untrained")
 TITLE = "Table 1: SimCLR and DirectCLR"
 
+report = functools.partial(score_report, name="table1", title=TITLE, order=("mlp", "linear", *ROWS))
+
 
 def main(argv: Sequence[str]) -> None:
-    report = functools.partial(score_report, name="table1", title=TITLE, order=("mlp", "linear", *ROWS))
     run_grid(argv, module="experiments.table1", doc=__doc__ or "", rows=ROWS, report=report)
 
 

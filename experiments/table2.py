@@ -16,9 +16,10 @@ from experiments.tables import score_report
 
 ROWS = ("none", "orthogonal", "linear", "diagonal", "low_rank", "low_rank_diagonal")
 
+report = functools.partial(score_report, name="table2", title="Table 2: linear projectors")
+
 
 def main(argv: Sequence[str]) -> None:
-    report = functools.partial(score_report, name="table2", title="Table 2: linear projectors")
     run_grid(argv, module="experiments.table2", doc=__doc__ or "", rows=ROWS, report=report)
 
 

@@ -1,0 +1,305 @@
+"""The grid of runs: its plan, its results, and what it refuses to average."""
+
+import json
+import math
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT, as_flags, tiny_config, write_images
+
+from dcjax.config import flatten, load_config
+from dcjax.errors import InterruptedRunError, SettingError
+from dcjax.experiment import check_values
+from dcjax.models import PROJECTORS
+from experiments import d0_sweep, figure2, figure7, grid, learning_rate, mechanism, run, subvector, table1, table2
+from experiments.records import RESULTS, bare_source, code_fingerprint, read_result, rounded, write_result
+from experiments.scales import ROWS, SCALES, Scale, make_config, open_data
+
+GRIDS = (table1, table2, subvector, d0_sweep, figure2, figure7, learning_rate)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A scale of two-step runs on the digits."""
+    before = flatten(load_config("configs/quickstart.py"))
+    changed = {key: value for key, value in flatten(tiny_config(total_steps=2)).items() if value != before[key]}
+    changed = {key: value for key, value in changed.items() if key not in ("projector.d0", "seed")}
+    scale = Scale("tiny digits", "configs/quickstart.py", 32, changed, {}, "seconds", "here", threads=1)
+    monkeypatch.setitem(SCALES, "digits", scale)
+    return as_flags(tiny_config())
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_row_has_a_config(scale):
+    seen = set()
+    for name, row in ROWS.items():
+        config = make_config(scale, name, seed=3)
+        assert config.projector.name == row.projector
+        assert config.seed == 3
+        assert 1 <= config.projector.d0 <= SCALES[scale].width
+        check_values(config)
+        seen.add((row.projector, config.projector.d0))
+    assert {projector for projector, _ in seen} == set(PROJECTORS)
+    assert len({d0 for _, d0 in seen}) == 5
+
+
+def test_the_paper_scale_is_the_recipe():
+    for name in ("none", "linear", "mlp", "direct"):
+        config = make_config("paper", name, seed=0)
+        assert flatten(config) == flatten(load_config(f"configs/projector.py:{name},imagenet"))
+
+
+def results_of_two_seeds(tmp_path, rows=("none", "direct")):
+    """Results as runs would leave them, with made-up numbers."""
+    for row in rows:
+        for seed in (0, 1):
+            job = run.Job("digits", row, seed)
+            part = {"top1": 0.9 + 0.01 * seed, "few_label": 0.8, "knn": 0.7, "effective_rank": 20.0}
+            result = {
+                "format": 1, "config": run.run_config(job.config()), "data": "d", "code": "c", "loss": [3.0, 2.0],
+                "scores": {"r": part, "r[:11]": part, "r[11:]": part} if row == "direct" else {"r": part},
+                "spectra": {name: [1.0, 0.5, 1e-6] for name in ("r", "r_unit", "z", "z_unit")},
+            }  # fmt: skip
+            write_result(job.file(tmp_path), result)
+    return [run.Job("digits", row, seed).file(tmp_path) for row in rows for seed in (0, 1)]
+
+
+def test_plan_and_list(tmp_path, capsys):
+    results_of_two_seeds(tmp_path, rows=("none",))
+    flags = ["--scale=digits", "--seeds=3", f"--results={tmp_path}", f"--work={tmp_path / 'work'}"]
+    table1.main([*flags, "--dry_run"])
+    printed = capsys.readouterr().out
+    assert "15 runs, 2 done, 13 to run" in printed
+    assert SCALES["digits"].minutes in printed
+    table1.main([*flags, "--list", "--rows", "none", "direct"])
+    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 4
+    assert all(line[1:4] == ["-m", "experiments.run", "--scale=digits"] for line in lines)
+    assert "--row=none" in lines[-2] or "--row=none" in lines[0] or "--row=none" in lines[2]
+
+
+@pytest.mark.parametrize("module", GRIDS, ids=lambda module: module.__name__)
+def test_every_grid_plans_at_every_scale(module, capsys):
+    for scale in ("laptop", "gpu"):
+        module.main([f"--scale={scale}", "--dry_run", "--seeds=1"])
+        assert SCALES[scale].description in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [table1, table2, subvector, d0_sweep, figure7, figure2], ids=lambda m: m.__name__)
+def test_results_become_tables_and_figures(module, tmp_path, capsys):
+    rows = {table2: ("none", "linear"), figure2: ("mlp", "linear")}.get(module, ("none", "direct"))
+    rows = tuple(row for row in rows if row in module.ROWS)
+    results_of_two_seeds(tmp_path, rows)
+    module.main(["--scale=digits", "--seeds=2", f"--results={tmp_path}", "--rows", *rows])
+    assert capsys.readouterr().out
+    name = module.__name__.rpartition(".")[2]
+    assert (tmp_path / f"{name}_digits.png").stat().st_size > 5_000
+    assert json.loads((tmp_path / f"{name}_digits.json").read_text())
+
+
+def test_a_table_shows_means_and_intervals(tmp_path, capsys):
+    results_of_two_seeds(tmp_path)
+    table1.main(["--scale=digits", "--seeds=2", f"--results={tmp_path}", "--rows", "none", "direct"])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| SimCLR, no projector"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    # Two values one apart: t(0.975, 1) / 2 = 6.353; 1 of the 3 singular values is below the tolerance.
+    assert cells[1:] == ["51.5", "90.5 ± 6.4", "80.0 ± 0.0", "70.0 ± 0.0", "20.0 ± 0.0", "1.0 ± 0.0", "2"]
+    table = json.loads((tmp_path / "table1_digits.json").read_text())
+    assert table["none"]["top1"] == {"mean": 90.5, "half_width": pytest.approx(6.3531, abs=1e-4)}
+
+
+def test_means_and_counts():
+    mean = grid.mean_of([1.0, 2.0, 3.0])
+    assert (mean.mean, mean.count) == (2.0, 3)
+    assert mean.half_width == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)  # t(0.975, 2)
+    assert grid.mean_of([5.0]).half_width == math.inf
+    assert str(grid.mean_of([5.0])) == "5.0"
+    assert grid.collapsed([1.0, 1e-2, 1e-5], 1e-3) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 0}, "format 0"),
+        ({"config": {}}, "another config"),
+        ({"data": "other"}, "other images"),
+        ({"code": "other"}, "other training code"),
+    ],
+)
+def test_results_of_another_kind_are_refused(tmp_path, change, words):
+    files = results_of_two_seeds(tmp_path)
+    files[1].write_text(json.dumps(json.loads(files[1].read_text()) | change))
+    with pytest.raises(SettingError, match=words) as error:
+        table1.main(["--scale=digits", "--seeds=2", f"--results={tmp_path}", "--rows", "none", "direct"])
+    assert str(files[1]) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_result_that_was_cut_short_is_named(tmp_path):
+    files = results_of_two_seeds(tmp_path)
+    files[0].write_text(files[0].read_text()[:100])
+    with pytest.raises(SettingError, match="cannot be read"):
+        table1.main(["--scale=digits", "--seeds=2", f"--results={tmp_path}", "--rows", "none"])
+
+
+def test_more_runs_want_the_code_of_the_others(tmp_path):
+    results_of_two_seeds(tmp_path, rows=("none",))  # by code "c"
+    with pytest.raises(SettingError, match="other training code"):
+        table1.main(["--scale=digits", "--seeds=3", f"--results={tmp_path}", f"--work={tmp_path}", "--rows", "none"])
+
+
+def test_the_fingerprint_sees_code_alone():
+    plain = 'import os\n\n\ndef f(x):\n    """Doc."""\n    # why\n    return x + 1  # how\n'
+    other = 'import os\ndef f(x):\n    """Another\n    text."""\n    return x + 1\n'
+    assert bare_source(plain) == bare_source(other)
+    assert bare_source(plain) != bare_source(plain.replace("x + 1", "x + 2"))
+    assert bare_source('a = "# no comment"\n') == 'a = "# no comment"'
+    assert len(code_fingerprint()) == 16
+
+
+def test_without_data_one_line_says_how_to_get_it(tmp_path):
+    flags = [f"--results={tmp_path}", f"--work={tmp_path}", "--seeds=1"]
+    for data in ([], [f"--data={tmp_path / 'nowhere'}"]):
+        with pytest.raises(SettingError, match=r"--data.*train/<class>") as error:
+            table1.main([*flags, *data])
+        assert "\n" not in str(error.value)
+
+
+def test_bad_flags(tmp_path):
+    for flags, words in (
+        (["--scale=moon"], "scale"),
+        (["--rows", "direkt"], "--rows 'direkt' is not known.*direct"),
+        (["--seeds=0"], "at least 1"),
+        (["--jobs=0"], "at least 1"),
+    ):
+        with pytest.raises(SettingError, match=words):
+            table1.main([*flags, f"--results={tmp_path}"])
+
+
+def test_a_part_of_the_images_is_taken_by_links(tmp_path, monkeypatch):
+    for split in ("train", "test"):
+        for label in "ab":
+            write_images(tmp_path / "all" / split / label, 5)
+    small = Scale("", "", 1, {}, {}, "", "images", images_per_class=(3, 2))
+    monkeypatch.setitem(SCALES, "small", small)
+    for _ in range(2):
+        folder = pathlib.Path(open_data("small", str(tmp_path / "all"), tmp_path))
+    counts = {name: len(list((folder / name).glob("*/*.png"))) for name in ("train", "held_out", "test")}
+    assert counts == {"train": 6, "held_out": 4, "test": 10}
+    assert not {p.name for p in (folder / "train/a").iterdir()} & {p.name for p in (folder / "held_out/a").iterdir()}
+    monkeypatch.setitem(SCALES, "small", Scale("", "", 1, {}, {}, "", "images", images_per_class=(4, 2)))
+    with pytest.raises(SettingError, match="holds 5 images, this scale needs 6"):
+        open_data("small", str(tmp_path / "all"), tmp_path)
+
+
+def test_a_run_writes_its_result_once(tiny, tmp_path, capsys, monkeypatch):
+    places = {"data": None, "work": tmp_path / "work", "results": tmp_path / "results"}
+    job = run.Job("digits", "direct", 1)
+    run.run(job, **places)
+    result = read_result(job.file(places["results"]), config=job.config())
+    assert set(result["scores"]) == {"r", "r[:6]", "r[6:]"}  # 360 / 2048 of 32
+    assert len(result["spectra"]["r_unit"]) == 32
+    assert len(result["spectra"]["z"]) == 6
+    assert len(result["loss"]) == 2
+    assert result["code"] == code_fingerprint()
+    monkeypatch.setattr("experiments.run.train_and_score", None)  # would fail if it were called
+    run.run(job, **places)
+    assert "is done" in capsys.readouterr().out
+
+
+def test_the_untrained_encoder_is_a_row(tiny, tmp_path):
+    places = {"data": None, "work": tmp_path / "work", "results": tmp_path / "results"}
+    job = run.Job("digits", "untrained", 0)
+    run.run(job, **places)
+    result = json.loads(job.file(places["results"]).read_text())
+    assert set(result["scores"]) == {"r", "raw pixels"}
+    assert result["loss"] == []
+    assert len(result["spectra"]["r"]) == 32
+
+
+def test_a_failed_run_leaves_the_others_and_is_told(tiny, tmp_path, capsys, monkeypatch):
+    """Runs are processes of their own: one fails, the other is counted, and the command asks to be given again."""
+    done = []
+
+    def pretend(argv, **_):
+        row = next(a for a in argv if a.startswith("--row="))
+        if row == "--row=direct":
+            return subprocess.CompletedProcess(argv, 2)
+        results_of_two_seeds(tmp_path, rows=("none",))
+        done.append(row)
+        return subprocess.CompletedProcess(argv, 0)
+
+    monkeypatch.setattr(subprocess, "run", pretend)
+    flags = ["--scale=digits", "--seeds=1", "--jobs=99", f"--results={tmp_path}", f"--work={tmp_path / 'work'}"]
+    with pytest.raises(InterruptedRunError, match="1 of 2 runs are missing"):
+        table1.main([*flags, "--rows", "none", "direct"])
+    printed = capsys.readouterr().out
+    assert done == ["--row=none"]
+    assert "--jobs=99 runs share" in printed
+    assert "ended with status 2" in printed
+    assert "SimCLR, no projector" in printed
+
+
+def test_the_same_run_twice_at_once_is_refused(tiny, tmp_path):
+    import fcntl
+
+    job, work = run.Job("digits", "none", 0), tmp_path / "work"
+    folder = work / "digits" / job.name
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SettingError, match="being run by another process"):
+            run.run(job, data=None, work=work, results=tmp_path)
+
+
+def test_a_mistake_ends_with_status_2(tmp_path):
+    command = [sys.executable, "-m", "experiments.run", "--scale=laptop", "--row=none", f"--results={tmp_path}"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stderr.startswith("dcjax: --data is needed")
+    assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["table1", "table2", "subvector", "d0_sweep", "figure7", "figure2"])
+@pytest.mark.parametrize("scale", ["laptop", "digits", "gpu"])
+def test_committed_tables_are_those_of_the_committed_runs(name, scale, tmp_path):
+    """The table's JSON file follows from the single runs that are committed beside it."""
+    file = grid.output(RESULTS, name, scale, "json")
+    if not file.exists():
+        pytest.skip(f"no {name} at the scale {scale} yet")
+    (module,) = (module for module in GRIDS if module.__name__ == f"experiments.{name}")
+    jobs = [run.Job(scale, row, seed) for row in module.ROWS for seed in range(100)]
+    found = {}
+    for job, result in grid.load(jobs, RESULTS).items():
+        found.setdefault(job.row, []).append(result)
+    module.report(found, scale, tmp_path)
+    assert json.loads((tmp_path / file.name).read_text()) == json.loads(file.read_text())
+
+
+def test_the_rates_are_the_best_of_the_search():
+    for name, scale in SCALES.items():
+        file = grid.output(RESULTS, "learning_rate", name, "json")
+        searched = json.loads(file.read_text()) if file.exists() else {}
+        best = {row: float(max(line, key=line.get)) for row, line in searched.items() if line}
+        assert scale.learning_rates == best
+
+
+def test_the_gradient_of_directclr(tmp_path, capsys):
+    from dcjax.pretrain import pretrain
+
+    pretrain(tiny_config(total_steps=2), tmp_path / "run")
+    mechanism.main([f"--run={tmp_path / 'run'}", f"--results={tmp_path}"])
+    record = json.loads((tmp_path / "mechanism.json").read_text())
+    assert record["exact zeros"] == {"r": 16, "input": 0}
+    gradient = np.array(record["gradient at r"])
+    assert (gradient[:16] > 0).all()
+    assert (gradient[16:] == 0).all()
+    assert (tmp_path / "mechanism.png").stat().st_size > 5_000
+
+
+def test_rounding_keeps_six_digits():
+    assert rounded({"a": [1 / 3, (2.0, 1)], "b": "x"}) == {"a": [0.333333, [2.0, 1]], "b": "x"}
