@@ -113,12 +113,12 @@ SCALES = {
         threads=1,
     ),
     "gpu": Scale(
-        description="CIFAR-10 at 32 px, ResNet-18 (512-d r), 100 epochs",
+        description="CIFAR-10 at 32 px, ResNet-18 (512-d r), 40 epochs",
         base="configs/projector.py:{projector},cifar10",
         width=512,
         changes={
             "data.name": "folder",
-            "total_epochs": 100.0,
+            "total_epochs": 40.0,
             "probe.labels_per_class": 10,
         },
         learning_rates={},

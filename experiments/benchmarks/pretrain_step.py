@@ -1,0 +1,103 @@
+"""Pairs of views a second of the whole pre-training step: augmentation, both views, loss, update.
+
+    python -m experiments.benchmarks.pretrain_step --config=configs/directclr.py --batch_size 256 --steps 20
+
+The step is the one of `dcjax.pretrain`, on all devices, with the config's encoder, projector, precision and image size;
+its input is one batch of random bytes that stays on the devices, so that reading images is left out (see `input`). The
+best of the rounds counts. With --profile the last round is recorded for TensorBoard or Perfetto. One JSON line.
+"""
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax.config import parse_config
+from dcjax.data.augment import Augmentation
+from dcjax.experiment import compute_dtype
+from dcjax.mesh import batch_sharding, check_batch, make_mesh, replicated, to_devices
+from dcjax.models import Network, make_encoder, make_projector
+from dcjax.pretrain import make_loss, make_optimizer, make_schedule, make_train_step
+from dcjax.state import init_state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch_size", type=int, default=256, help="global")
+    parser.add_argument("--steps", type=int, default=20, help="of a round")
+    parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
+    parser.add_argument("--profile", help="a folder for the profile of the last round")
+    spec, config, rest = parse_config(["--config=configs/directclr.py", *sys.argv[1:]])
+    flags = parser.parse_args(rest)
+    config.batch_size = flags.batch_size
+    mesh, dtype = make_mesh(config.devices), compute_dtype(config.model.dtype)
+    check_batch(config.batch_size, mesh)
+    encoder = make_encoder(**{**config.model, "dtype": dtype})
+    network = Network(encoder, make_projector(width=encoder.features, dtype=dtype, **config.projector), classes=1000)
+    size, stored = config.data.image_size, config.data.stored_size
+    schedule = make_schedule(config, images=1_281_167)
+    optimizer = make_optimizer(config, schedule)
+    step = make_train_step(
+        network,
+        optimizer,
+        schedule,
+        loss=make_loss(config, mesh),
+        augmentation=Augmentation(**config.augment),
+        image_size=size,
+        seed=config.seed,
+        mesh=mesh,
+    )
+    rng, n = np.random.default_rng(0), config.batch_size
+    shape = (n, stored, stored, 3) if stored else (n, 2, size, size, 3)  # whole images, or two crops of each
+    batch = to_devices(
+        {
+            "image": rng.integers(256, size=shape, dtype=np.uint8),
+            "label": rng.integers(1000, size=n, dtype=np.int32),
+            "position": np.arange(n, dtype=np.uint32),
+        },
+        mesh,
+    )
+    everywhere = replicated(mesh)
+    state = jax.jit(
+        lambda: init_state(network, optimizer, seed=config.seed, image_size=size), out_shardings=everywhere
+    )()
+    shardings = {"in_shardings": (everywhere, batch_sharding(mesh)), "out_shardings": everywhere}
+    start = time.perf_counter()
+    compiled = jax.jit(step, donate_argnums=0, **shardings).lower(state, batch).compile()
+    compile_s = time.perf_counter() - start
+    state, metrics = compiled(state, batch)  # warm-up
+    best = math.inf
+    for i in range(flags.repeats):
+        profile = flags.profile and i == flags.repeats - 1
+        with jax.profiler.trace(flags.profile) if profile else contextlib.nullcontext():
+            jax.block_until_ready(state)
+            start = time.perf_counter()
+            for _ in range(flags.steps):
+                state, metrics = compiled(state, batch)
+            jax.block_until_ready(state)
+            best = min(best, (time.perf_counter() - start) / flags.steps)
+    memory = compiled.memory_analysis()
+    line = {
+        "config": spec,
+        "device": jax.devices()[0].device_kind,
+        "devices": mesh.size,
+        "dtype": jnp.dtype(dtype).name,
+        "size": size,
+        "batch_size": n,
+        "step_ms": round(1e3 * best, 2),
+        "pairs_per_second": round(n / best, 1),
+        "temporary_MB": round(memory.temp_size_in_bytes / 2**20) if memory else None,
+        "compile_s": round(compile_s, 1),
+        "loss": round(float(metrics["loss"]), 4),
+    }
+    print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
