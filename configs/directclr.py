@@ -6,9 +6,9 @@ Argument:  imagenet (default), folder, cifar10, tiny_imagenet
 Hardware:  ImageNet: 32 V100 in the paper, 128 images each; any number of devices that divides the batch. cifar10 and
            tiny_imagenet (a ResNet-18): one accelerator, or two CPU cores for a short run.
 Time:      ImageNet: about 7 hours of pre-training on those 32 V100 (the authors' run; not measured with this package).
-           cifar10, 16 channels, 5 epochs: 40 minutes on one CPU core.
+           cifar10, 16 channels, 5 epochs: 40 to 60 minutes on one CPU core.
 Expect:    62.7 % linear top-1 on ImageNet after 100 epochs with d0 = 360 (Table 1 of the paper; not yet reproduced
-           here). cifar10 as in experiments/results/README.md: 58.1 % after 5 epochs on a JPEG copy of the images,
+           here). cifar10 as in experiments/results/README.md: 55.7 % after 5 epochs on a JPEG copy of the images,
            untrained 35.2 % (measured with this package). The 200-epoch schedules of cifar10 and tiny_imagenet were not
            run yet.
 """
