@@ -92,17 +92,18 @@ def as_flags(config):
     return ["--config=configs/quickstart.py", *(f"--config.{key}={value}" for key, value in changed.items())]
 
 
-def new_process(devices, optimised=False):
+def new_process(devices=None, optimised=False):
     """The environment of a new process with so many CPU devices, which finds the package and these helpers.
 
-    Where it is `optimised`, XLA compiles as it does for users, not as `conftest.py` asks it to.
+    With `devices` None it takes as many as it would for a user. Where it is `optimised`, XLA compiles as it does for
+    users, not as `conftest.py` asks it to.
     """
     ours = ("device_count", "fusion_emitters") if optimised else ("device_count",)
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if not any(name in flag for name in ours)]
     return {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
-        "XLA_FLAGS": " ".join([*flags, f"--xla_force_host_platform_device_count={devices}"]),
+        "XLA_FLAGS": " ".join([*flags, *([f"--xla_force_host_platform_device_count={devices}"] if devices else [])]),
         **({"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"} if optimised else {}),
     }
 

@@ -1,21 +1,17 @@
 """The quickstart, as a newcomer runs it."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent
+from helpers import new_process
 
 
 @pytest.mark.slow
 def test_the_representation_beats_raw_pixels_with_ten_labels_of_each_class(tmp_path):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     command = [sys.executable, "-m", "dcjax.main", "--config=configs/quickstart.py"]
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, env=new_process(optimised=True), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     scores = json.loads((tmp_path / "runs" / "quickstart" / "probe.json").read_text())["scores"]
     assert list(scores) == ["r", "r[:16]", "r[16:]", "raw pixels", "untrained encoder"]

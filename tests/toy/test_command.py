@@ -1,14 +1,13 @@
 """`python -m dcjax.toy`: its files, its exit status, and its answers to mistakes."""
 
 import json
-import os
-import pathlib
 import subprocess
 import sys
 
 import jax
 import matplotlib.image
 import pytest
+from helpers import new_process
 
 from dcjax.errors import SettingError
 from dcjax.toy.__main__ import main
@@ -16,14 +15,8 @@ from dcjax.toy.claims import Report, vanishes
 
 
 def command(*flags, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "dcjax.toy", *flags],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])},
-        check=False,
-    )
+    argv = [sys.executable, "-m", "dcjax.toy", *flags]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=cwd, env=new_process(optimised=True), check=False)
 
 
 @pytest.fixture
