@@ -1,7 +1,7 @@
 """Figure 2: the spectrum of SimCLR's embedding.
 
-Claim:     the covariance of the 128-d embedding has singular values that drop to numerical zero: the embedding lies
-           in a subspace (some 30 dimensions in the paper, on ImageNet).
+Claim:     about 30 of the 128 singular values of the embedding's covariance drop to numerical zero on ImageNet: the
+           embedding lies in a subspace.
 Command:   python -m experiments.figure2 --scale=laptop --data=DIR     (--dry_run: the plan and its cost)
 Cost:      none beyond Table 1, whose runs it shows.
 Look for:  a cliff in the curve of z. The paper's axis is the natural logarithm of the values, sorted.

@@ -16,7 +16,7 @@ import numpy as np
 from dcjax import cli
 from dcjax.files import replace_text
 from dcjax.toy.plot import Curve, Panel, draw_curves
-from experiments.grid import Results, collapsed, markdown, mean_of, output, run_grid, score
+from experiments.grid import Results, collapsed, markdown, output, run_grid, score, span
 from experiments.records import rounded
 from experiments.scales import SCALES, row_named
 
@@ -32,7 +32,7 @@ def report(results: Results, scale: str, folder: pathlib.Path) -> str:
         colour = i if row != "untrained" else "grey"
         curves.append(Curve(spectra / spectra[:, :1], label=label, colour=colour))
         below = {f"{limit:g}": [collapsed(spectrum, limit) for spectrum in spectra] for limit in TOLERANCES}
-        rows.append([label, *(mean_of(counts) for counts in below.values()), score(runs, "r", "effective_rank")])
+        rows.append([label, *(span(counts) for counts in below.values()), score(runs, "r", "effective_rank")])
         table[row] = {"seeds": len(runs), "collapsed": below}
     panel = Panel(
         curves,
@@ -44,7 +44,7 @@ def report(results: Results, scale: str, folder: pathlib.Path) -> str:
     replace_text(output(folder, "figure7", scale, "json"), json.dumps(rounded(table), indent=1) + "\n")
     header = [f"dimensions of {SCALES[scale].width} below", *(f"{limit:g}" for limit in TOLERANCES), "effective rank"]
     text = markdown(header, rows)
-    note = "Of the largest singular value of eq. 1, r scaled to norm 1; mean over seeds ± 95 % interval."
+    note = "Of the largest singular value of eq. 1, r scaled to norm 1; the counts of all seeds."
     replace_text(output(folder, "figure7", scale, "md"), f"{text}\n\n{note}\n")
     return text
 

@@ -1,6 +1,5 @@
 """What the tables and figures share: a plan of runs, its execution, and means with intervals."""
 
-import collections
 import concurrent.futures
 import dataclasses
 import math
@@ -17,10 +16,11 @@ from scipy import stats
 from dcjax import cli
 from dcjax.errors import InterruptedRunError, SettingError, unknown_name
 from experiments.records import check_together, code_fingerprint, read_result, rounded
-from experiments.run import Job, add_places, one_thread
+from experiments.run import Job, add_places, with_threads
 from experiments.scales import SCALES, Scale, open_data, row_named, scale_named
 
 SEEDS = 3
+MAX_SEEDS = 100
 # A dimension is called collapsed where its singular value of eq. 1, on rows of norm 1, is below this share of the
 # largest.
 TOLERANCE = 1e-3
@@ -52,8 +52,29 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 def collapsed(spectrum: Sequence[float], tolerance: float = TOLERANCE) -> int:
-    """How many singular values of eq. 1 lie below a share of the largest."""
+    """How many singular values of eq. 1 lie below a share of the largest; all of them where all are zero.
+
+    Raises:
+      ValueError: a value that is not finite.
+    """
+    if not all(math.isfinite(value) for value in spectrum):
+        raise ValueError("the spectrum holds values that are not finite")
+    if spectrum[0] == 0:
+        return len(spectrum)
     return int(sum(value < tolerance * spectrum[0] for value in spectrum))
+
+
+def span(values: Sequence[float]) -> str:
+    """The smallest and the largest, for counts, whose errors are not normal."""
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def paired_difference(results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> Mean | None:
+    """The mean difference in linear top-1 (percent) over the seeds that both rows have; None without any."""
+    found, other = ({run["seed"]: run["scores"]["r"]["top1"] for run in runs} for runs in (results, others))
+    differences = [100 * (found[seed] - other[seed]) for seed in sorted(found.keys() & other.keys())]
+    return mean_of(differences) if differences and None not in found.values() else None
 
 
 def score(results: Sequence[dict[str, Any]], part: str, name: str) -> Mean | None:
@@ -98,13 +119,21 @@ def run_grid(
     pending = execute(jobs, flags, results)
     if pending is None:
         return
-    found = load(jobs, results)
-    by_row: Results = collections.defaultdict(list)
-    for job, result in found.items():
-        by_row[job.row].append(result)
-    print(report({row: by_row[row] for row in chosen if row in by_row}, flags.scale, results))
+    found = all_results(flags.scale, rows, results)  # a part that was run now does not push out what there was
+    if not found:
+        raise InterruptedRunError(f"all of {len(jobs)} runs failed; their logs say why")
+    print(report(found, flags.scale, results))
     if pending:
         raise InterruptedRunError(f"{pending} of {len(jobs)} runs are missing; the same command goes on")
+
+
+def all_results(scale: str, rows: Sequence[str], results: pathlib.Path) -> Results:
+    """Every result of these rows that is there, whatever its seed, in the order of the rows."""
+    loaded = load([Job(scale, row, seed) for row in rows for seed in range(MAX_SEEDS)], results)
+    found: Results = {}
+    for job, result in loaded.items():
+        found.setdefault(job.row, []).append(result)
+    return found
 
 
 def parse_grid(argv: Sequence[str], *, module: str, doc: str, rows: Sequence[str]) -> tuple[Any, list[str]]:
@@ -118,8 +147,10 @@ def parse_grid(argv: Sequence[str], *, module: str, doc: str, rows: Sequence[str
     parser.add_argument("--list", action="store_true", help="print the commands of the runs that are missing")
     add_places(parser)
     flags = parser.parse_args(argv)
-    if flags.seeds < 1 or flags.jobs < 1:
-        raise SettingError(f"--seeds and --jobs must be at least 1, found {flags.seeds} and {flags.jobs}")
+    if not 1 <= flags.seeds <= MAX_SEEDS or flags.jobs < 1:
+        raise SettingError(
+            f"--seeds must be from 1 to {MAX_SEEDS} and --jobs at least 1, found {flags.seeds} and {flags.jobs}"
+        )
     chosen = list(flags.rows or rows)
     for name in chosen:
         if name not in rows:
@@ -153,7 +184,7 @@ def execute(jobs: Sequence[Job], flags: Any, results: pathlib.Path) -> int | Non
     cores = len(os.sched_getaffinity(0))
     if flags.jobs > cores:
         print(f"--jobs={flags.jobs} runs share {cores} cores and slow each other down", flush=True)
-    environment = one_thread(os.environ, scale.threads)
+    environment = with_threads(os.environ, scale.threads)
 
     def start(job: Job) -> bool:
         print(f"{job.name}: started", flush=True)
@@ -191,15 +222,15 @@ def plan(jobs: Sequence[Job], pending: Sequence[Job], scale: Scale, at_a_time: i
     return "\n".join([*lines, *(f"  {'to run' if job in pending else 'done  '}  {job.name}" for job in jobs)])
 
 
-def summary(results: Results, part: str = "r") -> dict[str, dict[str, Any]]:
+def summary(results: Results) -> dict[str, dict[str, Any]]:
     """Row name to means and half-widths of its scores, for the JSON file of a table."""
     table = {}
     for row, runs in results.items():
-        scores = {name: score(runs, part, name) for name in ("top1", "few_label", "knn", "effective_rank")}
-        if part == "r":
-            scores["collapsed"] = mean_of([collapsed(run["spectra"]["r_unit"]) for run in runs])
+        scores = {name: score(runs, "r", name) for name in ("top1", "few_label", "knn", "effective_rank")}
         table[row] = {
             "seeds": len(runs),
+            "collapsed": [collapsed(run["spectra"]["r_unit"]) for run in runs],
+            "converged": all(part["converged"] for run in runs for part in run["scores"].values()),
             "paper": row_named(row).paper,
             **{
                 name: {"mean": value.mean, "half_width": value.half_width if value.count > 1 else None}

@@ -16,7 +16,7 @@ from experiments.records import rounded
 from experiments.run import Job
 from experiments.scales import SCALES, row_named
 
-RATES = {"laptop": (1.5, 3.0, 6.0), "gpu": (0.75, 1.5, 3.0)}
+RATES = {"laptop": (1.5, 3.0, 6.0)}
 CHOSEN_FOR = ("none", "linear", "mlp", "direct", "orthogonal", "diagonal", "low_rank", "random_subset")
 GROUP = "learning_rate"
 
@@ -33,14 +33,14 @@ def jobs_of(scale: str, rows: Sequence[str]) -> list[Job]:
 def main(argv: Sequence[str]) -> None:
     flags, rows = parse_grid(argv, module="experiments.learning_rate", doc=__doc__ or "", rows=CHOSEN_FOR)
     if flags.scale not in RATES:
-        raise SettingError(f"--scale must be {' or '.join(RATES)} (the paper gives its own rate), found {flags.scale}")
+        raise SettingError(f"--scale must be {' or '.join(RATES)}, which holds images out, found {flags.scale}")
     results = flags.results.absolute()
     jobs = jobs_of(flags.scale, rows)
     failed = execute(jobs, flags, results)
     if failed is None:
         return
-    found = load(jobs, results)
-    table: dict[str, dict[str, float]] = {row: {} for row in rows}
+    found = load(jobs_of(flags.scale, CHOSEN_FOR), results)
+    table: dict[str, dict[str, float]] = {job.row: {} for job in found}
     for job, result in found.items():
         table[job.row][f"{dict(job.changes)['optimizer.learning_rate']:g}"] = 100 * result["scores"]["r"]["top1"]
     header = ["linear probe on held-out images, %", *(f"{rate:g}" for rate in RATES[flags.scale])]

@@ -109,7 +109,7 @@ def main(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     run = flags.run
     if run is None:
-        run = WORK.absolute() / "digits" / "direct_0"
+        run = WORK.absolute() / "mechanism"
         pretrain(make_config("digits", "direct", seed=0), run)
     experiment, variables, step = load_run(run.absolute(), devices=1)
     projector = experiment.config.projector

@@ -1,6 +1,7 @@
 """The results of single runs: one small JSON file each, checked before it is averaged with others."""
 
 import ast
+import fnmatch
 import hashlib
 import io
 import json
@@ -15,24 +16,30 @@ from dcjax.errors import SettingError
 from dcjax.files import replace_text
 
 FORMAT = 1
+KEYS = ("config", "data", "code", "platform", "loss", "scores", "spectra")
 RESULTS = pathlib.Path(__file__).parent / "results"
 EQUAL_CODE = RESULTS / "runs" / "equal_code.json"
 
-# What decides the numbers of a run besides its config. Parts that only read, show or start are left out.
-TRAINING_CODE = (
-    "collapse/covariance.py", "collapse/metrics.py", "data/augment.py", "data/crops.py", "data/image_ops.py",
-    "data/loader.py", "evaluation/*.py", "experiment.py", "losses/*.py", "mesh.py", "models/*.py", "optim.py",
-    "pretrain.py", "probe.py", "state.py", "streams.py",
+# The parts of the package that decide nothing of a run's numbers: the theory, commands, messages, plots, preparation.
+# All else counts, so that a file that is new or moved is not overlooked.
+NOT_TRAINING = (
+    "cli.py", "collapse/plot.py", "data/prepare.py", "data/resize.py", "errors.py", "files.py", "main.py",
+    "metrics_writer.py", "models/torch_weights.py", "processes.py", "report.py", "toy/*", "versions.py",
 )  # fmt: skip
 
 
 def code_fingerprint(root: pathlib.Path | None = None) -> str:
-    """A hash of the files that train and evaluate, but for comments, docstrings and the layout of lines."""
+    """A hash of the files that train and evaluate, but for comments, docstrings and blank lines."""
     root = root or pathlib.Path(dcjax.__file__).parent
-    files = sorted({file for pattern in TRAINING_CODE for file in root.glob(pattern)})
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + bare_source(file.read_text()).encode())
+    digest, count = hashlib.sha256(), 0
+    for file in sorted(root.rglob("*.py")):
+        name = file.relative_to(root)
+        if name.parts[0] == "configs" or any(fnmatch.fnmatch(name.as_posix(), p) for p in NOT_TRAINING):
+            continue  # what a config says is compared key by key
+        count += 1
+        digest.update(name.as_posix().encode() + b"\0" + bare_source(file.read_text()).encode())
+    if not count:
+        raise ValueError(f"{root} holds no Python files")
     return digest.hexdigest()[:16]
 
 
@@ -47,8 +54,11 @@ def bare_source(text: str) -> str:
         if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) or ast.get_docstring(node) is None:
             continue
         docstring = node.body[0]
-        for row in range(docstring.lineno - 1, docstring.end_lineno or docstring.lineno):
-            lines[row] = ""
+        first, last = docstring.lineno - 1, (docstring.end_lineno or docstring.lineno) - 1
+        for row in range(first, last + 1):
+            text_before = lines[row].encode()[: docstring.col_offset].decode() if row == first else ""
+            text_after = lines[row].encode()[docstring.end_col_offset :].decode() if row == last else ""
+            lines[row] = text_before + text_after
     return "\n".join(line.rstrip() for line in lines if line.strip())
 
 
@@ -61,12 +71,12 @@ def same_code(one: str, other: str) -> bool:
 
 
 def run_config(config: Any) -> dict[str, Any]:
-    """What identifies a run's config: every key but those that only say where it reads and what it reports."""
-    probed = ("probe.cached", "probe.epochs", "probe.learning_rate", "probe.schedule", "probe.labels_per_class")
+    """What identifies a run and its scores: every key but those that say where it reads and how often it reports."""
+    free = [*(key for key in MAY_CHANGE if key != "probe"), "probe.after_training", "probe.eval_batch_size"]
     return {
         key: value
         for key, value in flatten(config).items()
-        if key in probed or not any(f"{key}.".startswith(f"{free}.") for free in MAY_CHANGE)
+        if not any(f"{key}.".startswith(f"{prefix}.") for prefix in free)
     }
 
 
@@ -82,12 +92,12 @@ def commit() -> str:
 def write_result(file: pathlib.Path, result: dict[str, Any]) -> None:
     """Writes a result, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(rounded(result), indent=1)
-    replace_text(file, text + "\n")
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in rounded(result).items()]
+    replace_text(file, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def rounded(value: Any) -> Any:
-    """Floats to 6 digits; long lists of numbers stay readable in a diff."""
+    """The same with floats of 6 digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
@@ -111,6 +121,9 @@ def read_result(file: pathlib.Path, *, config: Any) -> dict[str, Any]:
     try:
         result = json.loads(file.read_text())
         found = result["format"]
+        missing = [key for key in KEYS if key not in result]
+        if found == FORMAT and missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(f"{file} cannot be read as a result ({error}); {remedy}") from error
     if found != FORMAT:
@@ -139,10 +152,15 @@ def check_together(results: dict[pathlib.Path, dict[str, Any]], *, code: str | N
     for file, result in others:
         if result["data"] != first["data"]:
             raise SettingError(f"{file} was trained on other images than {first_file}; move one of them away")
+        if result["platform"] != first["platform"]:
+            raise SettingError(
+                f"{file} was made on {result['platform']}, {first_file} on {first['platform']}, which compute in other "
+                "precisions; move one of them away"
+            )
     expected = code or first["code"]
     for file, result in results.items():
         if not same_code(result["code"], expected):
             raise SettingError(
-                f"{file} comes from other training code ({result['code']} there, {expected} here); move it away to run "
-                f"it again, or say in {EQUAL_CODE.name} why both give the same runs"
+                f"{file} comes from other training code ({result['code']} there, {expected} here); move it and "
+                f"the run's folder away to run it again, or say in {EQUAL_CODE.name} why both give the same runs"
             )

@@ -10,8 +10,11 @@ and seed at once do not disturb each other.
 import argparse
 import dataclasses
 import fcntl
+import hashlib
+import json
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,10 +22,21 @@ from typing import Any
 
 from dcjax import cli
 from dcjax.errors import SettingError
-from experiments.records import FORMAT, RESULTS, code_fingerprint, commit, read_result, run_config, write_result
+from dcjax.files import replace_text
+from experiments.records import (
+    FORMAT,
+    RESULTS,
+    code_fingerprint,
+    commit,
+    read_result,
+    run_config,
+    same_code,
+    write_result,
+)
 from experiments.scales import ROWS, SCALES, make_config, open_data, row_named, scale_named
 
 WORK = pathlib.Path("runs") / "experiments"
+THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # of XLA, and of two libraries of linear algebra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +47,11 @@ class Job:
     row: str
     seed: int
     changes: tuple[tuple[str, Any], ...] = ()
-    group: str = ""  # a folder of their own for runs with changes
+    group: str = ""  # the folder, among the scale's results, of runs with changes
 
     @property
     def name(self) -> str:
-        changes = "".join(f"_{key.rpartition('.')[2]}={value}" for key, value in self.changes)
+        changes = "".join(f"_{key.rpartition('.')[2]}={value}".replace("/", "-") for key, value in self.changes)
         return f"{self.row}{changes}_{self.seed}"
 
     def file(self, results: pathlib.Path = RESULTS) -> pathlib.Path:
@@ -53,35 +67,32 @@ class Job:
         return [f"--scale={self.scale}", f"--row={self.row}", f"--seed={self.seed}", *changes, *group]
 
 
-def one_thread(environment: Mapping[str, str], threads: int) -> dict[str, str]:
+def with_threads(environment: Mapping[str, str], threads: int) -> dict[str, str]:
     """An environment in which a run takes so many threads of a CPU; 0 for as many as there are."""
-    names = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS") if threads else ()
-    return {**environment, **dict.fromkeys(names, str(threads))}
+    return {**environment, **(dict.fromkeys(THREADS, str(threads)) if threads else {})}
 
 
 def run(job: Job, *, data: str | None, work: pathlib.Path = WORK, results: pathlib.Path = RESULTS) -> None:
     """Trains, probes and records a job, unless its result is there.
 
     Raises:
-      SettingError: no data, a result that is not of this job, another process that runs the same job, or what
-        `dcjax.pretrain.pretrain` raises.
+      SettingError: no data, a result that is not of this job, another process that runs the same job, a run in `work`
+        that other code began, or what `dcjax.pretrain.pretrain` raises.
     """
     file = job.file(results)
-    if file.exists():
-        read_result(file, config=job.config())
-        print(f"{job.name} is done: {file}", flush=True)
-        return
-    folder = open_data(job.scale, data, work)
     workdir = work / job.scale / job.group / job.name
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise SettingError(f"{job.name} is being run by another process in {workdir}") from error
-        result = train_and_score(job, workdir, folder)
-    write_result(file, result)
-    print(f"{job.name}: {file}", flush=True)
+    if not file.exists():
+        folder = open_data(job.scale, data, work)
+        workdir.mkdir(parents=True, exist_ok=True)
+        with open(workdir / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise SettingError(f"{job.name} is being run by another process in {workdir}") from error
+            if not file.exists():  # still: the process that held the lock may have written it
+                write_result(file, train_and_score(job, workdir, folder))
+    read_result(file, config=job.config())
+    print(f"{job.name} is done: {file}", flush=True)
 
 
 def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any]:
@@ -94,14 +105,12 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
     from dcjax.pretrain import pretrain
     from dcjax.probe import probe
 
-    code, identity = code_fingerprint(), run_config(job.config())  # before a long run, in which files may change
-    made_by = commit()
-    config = job.config()
+    made_by = begin(workdir, {"code": code_fingerprint(), "platform": jax.default_backend()})
+    config, start = job.config(), time.process_time()
     config.data.dir = data
-    row, start = row_named(job.row), time.process_time()
     experiment = build(config)
     loss: list[float] = []
-    if row.trained:
+    if row_named(job.row).trained:
         pretrain(config, workdir)
         scores, spectra = probe(workdir, baselines=False, data_dir=data, devices=config.devices), read_spectra(workdir)
         lines = read_metrics(workdir)
@@ -113,10 +122,9 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
         "scale": job.scale,
         "row": job.row,
         "seed": job.seed,
-        "config": identity,
-        "data": experiment.train_source.fingerprint,
-        "code": code,
-        "commit": made_by,
+        "config": run_config(job.config()),
+        "data": data_fingerprint(experiment),
+        **made_by,
         "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
         "device": jax.devices()[0].device_kind,
         # Of this process: a run that was stopped and resumed took more.
@@ -125,6 +133,39 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
         "scores": {name: dataclasses.asdict(score) for name, score in scores.items()},
         "spectra": spectra,
     }
+
+
+def begin(workdir: pathlib.Path, now: dict[str, str]) -> dict[str, str]:
+    """Notes in a run's folder by what it was begun; what a resumed run was begun by.
+
+    Raises:
+      SettingError: a run that other code, or another kind of device, began.
+    """
+    note = workdir / "made_by.json"
+    if not note.exists():
+        if (workdir / "checkpoints").exists():
+            raise SettingError(f"{workdir} holds a run that was not begun here; move the folder away")
+        replace_text(note, json.dumps({**now, "commit": commit()}) + "\n")
+    before = json.loads(note.read_text())
+    if not same_code(before["code"], now["code"]) or before["platform"] != now["platform"]:
+        raise SettingError(
+            f"{workdir} was begun by other training code ({before['code']} on {before['platform']}, now {now['code']} "
+            f"on {now['platform']}); move the folder away to begin anew"
+        )
+    return before
+
+
+def data_fingerprint(experiment: Any) -> str:
+    """A hash of what is trained and tested on: the sources' own, and the bytes of up to 100,000 files of a folder."""
+    digest, data = hashlib.sha256(), experiment.config.data
+    for source, split in ((experiment.train_source, data.train_split), (experiment.test_source, data.test_split)):
+        if source is None:
+            continue
+        digest.update(source.fingerprint.encode())
+        if data.name == "folder" and len(source) <= 100_000:
+            for path in sorted(pathlib.Path(data.dir, split).rglob("*")):
+                digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()[:16]
 
 
 def read_spectra(workdir: pathlib.Path) -> dict[str, list[float]]:
@@ -140,16 +181,16 @@ def read_spectra(workdir: pathlib.Path) -> dict[str, list[float]]:
 def score_untrained(experiment: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Scores and spectra of the encoder before its first step, and the scores of raw pixels."""
     from dcjax.evaluation import draw_labelled, spectrum_of_processes
-    from dcjax.probe import DRAWS, score_baselines, untrained_variables
+    from dcjax.probe import DRAWS, cached_scores, pixels, untrained_variables
 
     per_class = experiment.config.probe.labels_per_class
-    train, test = experiment.train_source, experiment.test_source
-    labels = experiment.features(untrained_variables(experiment), train).labels
+    untrained = untrained_variables(experiment)
+    features = [experiment.features(untrained, source) for source in (experiment.train_source, experiment.test_source)]
+    images = [pixels(experiment, source) for source in (experiment.train_source, experiment.test_source)]
+    labels = features[0].labels
     draws = [draw_labelled(labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
-    scores = score_baselines(experiment, train, test, draws)
-    scores["r"] = scores.pop("untrained encoder")
-    features = experiment.features(untrained_variables(experiment), test)
-    rows = features.r[: features.own]
+    scores = {name: cached_scores(experiment, *of, draws) for name, of in (("r", features), ("raw pixels", images))}
+    rows = features[1].r[: features[1].own]
     return scores, {
         name: spectrum_of_processes(rows, normalize=unit).tolist() for name, unit in (("r", False), ("r_unit", True))
     }
@@ -181,14 +222,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--row", choices=ROWS, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--change", action="append", default=[], metavar="KEY=VALUE", help="a config key of its own")
-    parser.add_argument("--group", default="", help="a folder of their own for results with changes")
+    parser.add_argument("--group", default="", help="the folder, among the scale's results, of runs with changes")
     add_places(parser)
     flags = parser.parse_args(argv)
     if flags.change and not flags.group:
         raise SettingError("--change needs --group, so that these results are not taken for the scale's own")
-    threads = scale_named(flags.scale).threads
-    if threads and os.environ.get("NPROC") != str(threads):  # read when XLA is loaded
-        os.execve(sys.executable, [sys.executable, "-m", "experiments.run", *argv], one_thread(os.environ, threads))
+    if not re.fullmatch(r"\w*", flags.group):
+        raise SettingError(f"--group must be letters, digits and underscores, found '{flags.group}'")
+    environment = with_threads(os.environ, scale_named(flags.scale).threads)
+    if environment != dict(os.environ):  # read when the libraries are loaded
+        os.execve(sys.executable, [sys.executable, "-m", "experiments.run", *argv], environment)
     changes = tuple(parse_change(text) for text in flags.change)
     job = Job(flags.scale, flags.row, flags.seed, changes, flags.group)
     run(job, data=flags.data, work=flags.work.absolute(), results=flags.results.absolute())

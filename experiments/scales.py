@@ -1,11 +1,14 @@
 """The rows of the experiments, and the scales at which they are run: the same code, another config."""
 
+import contextlib
 import dataclasses
+import hashlib
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from dcjax.config import Config, load_config
+from dcjax.config import Config, flatten, load_config
 from dcjax.errors import SettingError, unknown_name
 
 
@@ -165,15 +168,19 @@ def make_config(scale_name: str, row_name: str, *, seed: int, changes: Mapping[s
     config = load_config(scale.base.format(projector=row.projector))
     values: dict[str, Any] = {"projector.name": row.projector, **scale.changes}
     values["projector.d0"] = round((row.d0 or PAPER_D0) * scale.width)
-    if row.projector in scale.learning_rates:
-        values["optimizer.learning_rate"] = scale.learning_rates[row.projector]
+    # The same loss and gradient have the same best rate.
+    searched = "direct" if row.projector == "low_rank_diagonal" else row.projector
+    if searched in scale.learning_rates:
+        values["optimizer.learning_rate"] = scale.learning_rates[searched]
     values |= {"probe.after_training": False, "seed": seed, **(changes or {})}
+    known = flatten(config)
     for key, value in values.items():
-        *parents, name = key.split(".")
-        section = config
-        for parent in parents:
-            section = section[parent]
-        section[name] = value
+        if key not in known:
+            raise unknown_name("config key", key, known)
+        try:
+            config.update_from_flattened_dict({key: value})
+        except TypeError as error:
+            raise SettingError(f"config key '{key}': {error}") from error
     return config
 
 
@@ -198,8 +205,25 @@ def open_data(scale_name: str, data: str | None, work: pathlib.Path) -> str:
         raise SettingError(f"--data {root} is not a folder; give {scale.data}")
     if scale.images_per_class is None:
         return str(root)
-    kept, held_out = scale.images_per_class
-    target = work / "data" / scale_name
+    links = chosen_images(root, *scale.images_per_class, needs=scale.data)
+    # Named by what it holds: another folder, or another choice, cannot mix with it.
+    digest = hashlib.sha256("\n".join(f"{link} {file}" for link, file in sorted(links.items())).encode())
+    target = work / "data" / f"{scale_name}-{digest.hexdigest()[:12]}"
+    if not target.exists():
+        (work / "data").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=work / "data") as unfinished:
+            for link, file in links.items():
+                path = pathlib.Path(unfinished) / "links" / link
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.symlink_to(file)
+            with contextlib.suppress(OSError):  # another run was first
+                (pathlib.Path(unfinished) / "links").rename(target)
+    return str(target)
+
+
+def chosen_images(root: pathlib.Path, kept: int, held_out: int, *, needs: str) -> dict[str, pathlib.Path]:
+    """Which images of a folder train, are held out, and test: `split/class/name` to the file."""
+    links = {}
     for split, name, first, count in (
         ("train", "train", 0, kept),
         ("train", "held_out", kept, held_out),
@@ -207,16 +231,11 @@ def open_data(scale_name: str, data: str | None, work: pathlib.Path) -> str:
     ):
         classes = sorted(path for path in (root / split).iterdir() if path.is_dir()) if (root / split).is_dir() else []
         if len(classes) < 2:
-            raise SettingError(f"--data {root} holds no class folders in {split}/; give {scale.data}")
+            raise SettingError(f"--data {root} holds no class folders in {split}/; give {needs}")
         for folder in classes:
             files = sorted(path for path in folder.iterdir() if path.is_file())
             if count is not None and len(files) < first + count:
                 raise SettingError(f"--data {folder} holds {len(files)} images, this scale needs {kept + held_out}")
-            (target / name / folder.name).mkdir(parents=True, exist_ok=True)
             for file in files[first : None if count is None else first + count]:
-                link = target / name / folder.name / file.name
-                if link.is_symlink() and link.readlink() != file:
-                    link.unlink()
-                if not link.is_symlink():
-                    link.symlink_to(file)
-    return str(target)
+                links[f"{name}/{folder.name}/{file.name}"] = file
+    return links

@@ -37,8 +37,13 @@ def report(results: Results, scale: str, folder: pathlib.Path) -> str:
         f"{title}\n\n{markdown(header, rows)}\n\n{SCALES[scale].description}. Top-1 in %, ± 95 % interval over seeds."
     )
     table = {
-        name: {kind: None if found is None else found.mean for kind, found in scores.items()}
-        for name, (_, scores) in parts.items()
+        name: {"seeds": count}
+        | {
+            kind: {"mean": found.mean, "half_width": found.half_width if found.count > 1 else None}
+            for kind, found in scores.items()
+            if found is not None
+        }
+        for name, (count, scores) in parts.items()
     }
     replace_text(output(folder, "subvector", scale, "md"), text + "\n")
     replace_text(output(folder, "subvector", scale, "json"), json.dumps(rounded(table), indent=1) + "\n")

@@ -12,7 +12,18 @@ from matplotlib.figure import Figure
 
 from dcjax.collapse.plot import COLOURS
 from dcjax.files import replace_text
-from experiments.grid import TOLERANCE, Mean, Results, collapsed, markdown, mean_of, output, score, summary
+from experiments.grid import (
+    TOLERANCE,
+    Mean,
+    Results,
+    collapsed,
+    markdown,
+    output,
+    paired_difference,
+    score,
+    span,
+    summary,
+)
 from experiments.scales import SCALES, row_named
 
 STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -47,16 +58,26 @@ def score_table(results: Results, *, title: str, scale: str) -> str:
     """The scores of r as a Markdown table."""
     few = next((run["config"]["probe.labels_per_class"] for runs in results.values() for run in runs), 0)
     header = ["", "paper, ImageNet", "linear, all labels", f"linear, {few} labels/class", "k-NN", "effective rank of r"]
-    header += [f"dimensions < {TOLERANCE:g}", "seeds"]
+    header += [
+        f"dimensions < {TOLERANCE:g}",
+        "seeds",
+        *(["linear, all labels, minus none"] if "none" in results else []),
+    ]
     rows = []
     for row, runs in results.items():
         scores = [score(runs, "r", field) for field in ("top1", "few_label", "knn", "effective_rank")]
-        below = mean_of([collapsed(run["spectra"]["r_unit"]) for run in runs])
-        rows.append([row_named(row).label, row_named(row).paper, *scores, below, len(runs)])
+        below = span([collapsed(run["spectra"]["r_unit"]) for run in runs])
+        label = row_named(row).label
+        if not all(part["converged"] for run in runs for part in run["scores"].values()):
+            label += " (probe not converged)"
+        difference = paired_difference(runs, results["none"]) if "none" in results and row != "none" else None
+        rows.append(
+            [label, row_named(row).paper, *scores, below, len(runs), *([difference] if "none" in results else [])]
+        )
     note = (
         f"{SCALES[scale].description}. Top-1 in % on the test images; ± is the half-width of the 95 % interval over "
-        f"seeds (Student's t). Dimensions: singular values of eq. 1 (r scaled to norm 1) below {TOLERANCE:g} of the "
-        f"largest, of {SCALES[scale].width}."
+        "seeds (Student's t); the difference from no projector is taken seed by seed. Dimensions: singular values of "
+        f"eq. 1 (r scaled to norm 1) below {TOLERANCE:g} of the largest, of {SCALES[scale].width}."
     )
     return f"{title}\n\n{markdown(header, rows)}\n\n{note}"
 

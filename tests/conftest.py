@@ -15,8 +15,8 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 runs all of them as users run the code.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] not in ("0", "false"):
-    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # of every operation, for profilers alone
-    if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one ends at a flag that it does not know
+    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # only profilers read them
+    if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11):  # later ones refuse the flag
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"  # the older code generator takes a third less
 # Tracing makes many objects that live long; looking through them every 700 allocations takes a tenth of the time.
 gc.set_threshold(200_000, 50, 100)

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 
+import matplotlib.image
 import numpy as np
 import pytest
 from helpers import ROOT, as_flags, tiny_config, write_images
@@ -58,9 +59,10 @@ def results_of_two_seeds(tmp_path, rows=("none", "direct")):
     for row in rows:
         for seed in (0, 1):
             job = run.Job("digits", row, seed)
-            part = {"top1": 0.9 + 0.01 * seed, "few_label": 0.8, "knn": 0.7, "effective_rank": 20.0}
+            part = {"top1": 0.9 + 0.01 * seed, "few_label": 0.8, "knn": 0.7, "effective_rank": 20.0, "converged": True}
             result = {
-                "format": 1, "config": run.run_config(job.config()), "data": "d", "code": "c", "loss": [3.0, 2.0],
+                "format": 1, "row": row, "seed": seed, "config": run.run_config(job.config()), "data": "d",
+                "code": "c", "platform": "cpu", "loss": [3.0, 2.0],
                 "scores": {"r": part, "r[:11]": part, "r[11:]": part} if row == "direct" else {"r": part},
                 "spectra": {name: [1.0, 0.5, 1e-6] for name in ("r", "r_unit", "z", "z_unit")},
             }  # fmt: skip
@@ -79,13 +81,15 @@ def test_plan_and_list(tmp_path, capsys):
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 4
     assert all(line[1:4] == ["-m", "experiments.run", "--scale=digits"] for line in lines)
-    assert "--row=none" in lines[-2] or "--row=none" in lines[0] or "--row=none" in lines[2]
+    assert [line[4:6] for line in lines] == [
+        [f"--row={row}", f"--seed={seed}"] for row, seed in (("direct", 0), ("direct", 1), ("none", 2), ("direct", 2))
+    ]
 
 
 @pytest.mark.parametrize("module", GRIDS, ids=lambda module: module.__name__)
-def test_every_grid_plans_at_every_scale(module, capsys):
-    for scale in ("laptop", "gpu"):
-        module.main([f"--scale={scale}", "--dry_run", "--seeds=1"])
+def test_every_grid_plans_at_every_scale(module, capsys, tmp_path):
+    for scale in ("laptop",) if module is learning_rate else ("laptop", "gpu", "paper"):
+        module.main([f"--scale={scale}", "--dry_run", "--seeds=1", f"--results={tmp_path}"])
         assert SCALES[scale].description in capsys.readouterr().out
 
 
@@ -95,10 +99,19 @@ def test_results_become_tables_and_figures(module, tmp_path, capsys):
     rows = tuple(row for row in rows if row in module.ROWS)
     results_of_two_seeds(tmp_path, rows)
     module.main(["--scale=digits", "--seeds=2", f"--results={tmp_path}", "--rows", *rows])
-    assert capsys.readouterr().out
+    printed = capsys.readouterr().out
     name = module.__name__.rpartition(".")[2]
-    assert (tmp_path / f"{name}_digits.png").stat().st_size > 5_000
-    assert json.loads((tmp_path / f"{name}_digits.json").read_text())
+    table = json.loads((tmp_path / f"{name}_digits.json").read_text())
+    if module is subvector:
+        assert table["DirectCLR, r[:d0]"]["top1"]["mean"] == 90.5
+        assert table["DirectCLR, r"]["seeds"] == 2
+    else:
+        assert all(ROWS[row].label in printed for row in rows)
+        assert {row: table[row]["seeds"] for row in rows} == dict.fromkeys(rows, 2)
+        below = table[rows[0]]["collapsed"]
+        assert (below["0.001"] if module is figure7 else below) == [1, 1]
+    figure = matplotlib.image.imread(tmp_path / f"{name}_digits.png")
+    assert 0.01 < np.mean(figure[..., :3].min(axis=-1) < 0.9) < 0.5  # something is drawn, and not everywhere
 
 
 def test_a_table_shows_means_and_intervals(tmp_path, capsys):
@@ -107,7 +120,7 @@ def test_a_table_shows_means_and_intervals(tmp_path, capsys):
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| SimCLR, no projector"))
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     # Two values one apart: t(0.975, 1) / 2 = 6.353; 1 of the 3 singular values is below the tolerance.
-    assert cells[1:] == ["51.5", "90.5 ± 6.4", "80.0 ± 0.0", "70.0 ± 0.0", "20.0 ± 0.0", "1.0 ± 0.0", "2"]
+    assert cells[1:] == ["51.5", "90.5 ± 6.4", "80.0 ± 0.0", "70.0 ± 0.0", "20.0 ± 0.0", "1", "2", ""]
     table = json.loads((tmp_path / "table1_digits.json").read_text())
     assert table["none"]["top1"] == {"mean": 90.5, "half_width": pytest.approx(6.3531, abs=1e-4)}
 
@@ -119,6 +132,13 @@ def test_means_and_counts():
     assert grid.mean_of([5.0]).half_width == math.inf
     assert str(grid.mean_of([5.0])) == "5.0"
     assert grid.collapsed([1.0, 1e-2, 1e-5], 1e-3) == 1
+    assert grid.collapsed([0.0, 0.0]) == 2  # complete collapse
+    with pytest.raises(ValueError, match="not finite"):
+        grid.collapsed([math.nan, 0.0])
+    assert (grid.span([2, 2]), grid.span([3, 1])) == ("2", "1 to 3")
+    runs = [[{"seed": s, "scores": {"r": {"top1": t}}} for s, t in row] for row in (((0, 0.9), (1, 0.8)), ((1, 0.5),))]
+    difference = grid.paired_difference(*runs)
+    assert (difference.mean, difference.count) == (pytest.approx(30.0), 1)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +147,7 @@ def test_means_and_counts():
         ({"format": 0}, "format 0"),
         ({"config": {}}, "another config"),
         ({"data": "other"}, "other images"),
+        ({"platform": "gpu"}, "other precisions"),
         ({"code": "other"}, "other training code"),
     ],
 )
@@ -152,13 +173,31 @@ def test_more_runs_want_the_code_of_the_others(tmp_path):
         table1.main(["--scale=digits", "--seeds=3", f"--results={tmp_path}", f"--work={tmp_path}", "--rows", "none"])
 
 
-def test_the_fingerprint_sees_code_alone():
+def test_what_is_run_now_does_not_push_out_what_there_was(tmp_path):
+    results_of_two_seeds(tmp_path)
+    table1.main(["--scale=digits", "--seeds=1", f"--results={tmp_path}", "--rows", "none"])
+    table = json.loads((tmp_path / "table1_digits.json").read_text())
+    assert {row: line["seeds"] for row, line in table.items()} == {"none": 2, "direct": 2}
+
+
+def test_the_fingerprint_sees_code_alone(tmp_path):
     plain = 'import os\n\n\ndef f(x):\n    """Doc."""\n    # why\n    return x + 1  # how\n'
     other = 'import os\ndef f(x):\n    """Another\n    text."""\n    return x + 1\n'
     assert bare_source(plain) == bare_source(other)
     assert bare_source(plain) != bare_source(plain.replace("x + 1", "x + 2"))
     assert bare_source('a = "# no comment"\n') == 'a = "# no comment"'
+    assert bare_source('class E(Exception): """Doc."""\n') == "class E(Exception):"
     assert len(code_fingerprint()) == 16
+    for name, text in {"losses/a.py": "x = 1\n", "toy/b.py": "x = 1\n"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    before = code_fingerprint(tmp_path)
+    (tmp_path / "toy/b.py").write_text("x = 2\n")
+    assert code_fingerprint(tmp_path) == before
+    (tmp_path / "losses/a.py").write_text("x = 2\n")
+    assert code_fingerprint(tmp_path) != before
+    with pytest.raises(ValueError, match="no Python files"):
+        code_fingerprint(tmp_path / "nowhere")
 
 
 def test_without_data_one_line_says_how_to_get_it(tmp_path):
@@ -191,6 +230,10 @@ def test_a_part_of_the_images_is_taken_by_links(tmp_path, monkeypatch):
     counts = {name: len(list((folder / name).glob("*/*.png"))) for name in ("train", "held_out", "test")}
     assert counts == {"train": 6, "held_out": 4, "test": 10}
     assert not {p.name for p in (folder / "train/a").iterdir()} & {p.name for p in (folder / "held_out/a").iterdir()}
+    monkeypatch.setitem(SCALES, "small", Scale("", "", 1, {}, {}, "", "images", images_per_class=(2, 3)))
+    other = pathlib.Path(open_data("small", str(tmp_path / "all"), tmp_path))  # another choice is another folder
+    assert len(list(other.glob("train/*/*.png"))) == 4
+    assert len(list(folder.glob("train/*/*.png"))) == 6
     monkeypatch.setitem(SCALES, "small", Scale("", "", 1, {}, {}, "", "images", images_per_class=(4, 2)))
     with pytest.raises(SettingError, match="holds 5 images, this scale needs 6"):
         open_data("small", str(tmp_path / "all"), tmp_path)
@@ -206,9 +249,23 @@ def test_a_run_writes_its_result_once(tiny, tmp_path, capsys, monkeypatch):
     assert len(result["spectra"]["z"]) == 6
     assert len(result["loss"]) == 2
     assert result["code"] == code_fingerprint()
-    monkeypatch.setattr("experiments.run.train_and_score", None)  # would fail if it were called
-    run.run(job, **places)
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.run.train_and_score", None)  # would fail if it were called
+        run.run(job, **places)
     assert "is done" in capsys.readouterr().out
+    # Without its result the run is scored again, but not as if today's code had trained it.
+    job.file(places["results"]).unlink()
+    monkeypatch.setattr("experiments.run.code_fingerprint", lambda: "other")
+    with pytest.raises(SettingError, match="was begun by other training code"):
+        run.run(job, **places)
+
+
+def test_a_setting_that_does_not_exist_is_named(tmp_path):
+    for change, words in ((("foo.bar", 1), "'foo.bar' is not known"), (("batch_size", "many"), "batch_size")):
+        with pytest.raises(SettingError, match=words):
+            run.Job("digits", "none", 0, (change,), "group").config()
+    with pytest.raises(SettingError, match="--group must be"):
+        run.main(["--scale=digits", "--row=none", "--group=../x", f"--results={tmp_path}"])
 
 
 def test_the_untrained_encoder_is_a_row(tiny, tmp_path):
@@ -244,6 +301,13 @@ def test_a_failed_run_leaves_the_others_and_is_told(tiny, tmp_path, capsys, monk
     assert "SimCLR, no projector" in printed
 
 
+def test_all_runs_failed(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda argv, **_: subprocess.CompletedProcess(argv, 2))
+    flags = ["--scale=digits", "--seeds=1", "--rows", "none", f"--results={tmp_path}", f"--work={tmp_path}"]
+    with pytest.raises(InterruptedRunError, match="all of 1 runs failed"):
+        table1.main(flags)
+
+
 def test_the_same_run_twice_at_once_is_refused(tiny, tmp_path):
     import fcntl
 
@@ -272,11 +336,7 @@ def test_committed_tables_are_those_of_the_committed_runs(name, scale, tmp_path)
     if not file.exists():
         pytest.skip(f"no {name} at the scale {scale} yet")
     (module,) = (module for module in GRIDS if module.__name__ == f"experiments.{name}")
-    jobs = [run.Job(scale, row, seed) for row in module.ROWS for seed in range(100)]
-    found = {}
-    for job, result in grid.load(jobs, RESULTS).items():
-        found.setdefault(job.row, []).append(result)
-    module.report(found, scale, tmp_path)
+    module.report(grid.all_results(scale, module.ROWS, RESULTS), scale, tmp_path)
     assert json.loads((tmp_path / file.name).read_text()) == json.loads(file.read_text())
 
 
