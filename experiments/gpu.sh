@@ -9,8 +9,10 @@
 # Results are written into OUT as they come. Add each to experiments/results with its command, commit and device.
 set -uo pipefail
 part=${1:?tests, step or rows} out=${2:?a folder for the results}
-cd "$(dirname "$0")/.."
+if [ "$part" = rows ]; then : "${3:?the folder of the images}"; fi
 mkdir -p "$out"
+out=$(realpath "$out") data=$(realpath "${3:-.}")
+cd "$(dirname "$0")/.."
 deadline=$((SECONDS + 530))
 
 # Runs a command with what is left of the nine minutes; a failure does not keep the next one from running.
@@ -40,7 +42,7 @@ case $part in
     ;;
   rows)
     within rows.txt python -m experiments.table1 --scale=gpu --seeds 1 --rows direct none linear mlp \
-      --data "${3:?the folder of the images}" --work "$out/work" --results "$out"
+      --data "$data" --work "$out/work" --results "$out"
     ;;
   *) echo "gpu.sh: unknown part '$part'; known: tests, step, rows" >&2; exit 2 ;;
 esac

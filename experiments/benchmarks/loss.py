@@ -33,6 +33,7 @@ from dcjax.losses import LOSSES, unit_rows
 
 TEMPERATURE = 0.1
 CHUNK = 512
+PLAIN_BYTES = 60e9
 OPTAX_BYTES = 8e9
 TORCH_LIMIT = 8192
 BYTES = {"f32": 4, "s32": 4, "bf16": 2, "pred": 1}
@@ -156,9 +157,14 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
     split = NamedSharding(mesh, PartitionSpec("data"))
     plain = functools.partial(LOSSES[args.loss], temperature=TEMPERATURE)
     tiled = functools.partial(plain, block_size=args.block_size, mesh=mesh if devices > 1 else None)
-    losses: dict[str, Callable[..., jax.Array]] = {"tiled": tiled, "plain": plain}
+    losses: dict[str, Callable[..., jax.Array]] = {"tiled": tiled}
+    # All logits, of which value and gradient hold some three.
+    fits = 3 * 4 * (2 * n if args.loss == "nt_xent" else n) ** 2 / devices <= PLAIN_BYTES
+    if fits:
+        losses["plain"] = plain
     if args.loss == "nt_xent" and devices > 1:
-        losses["gathered"] = functools.partial(_gathered, mesh)
+        if fits:
+            losses["gathered"] = functools.partial(_gathered, mesh)
     elif args.loss == "nt_xent":
         losses["chunked"] = _chunked
         if 4 * (2 * n) ** 2 * d <= OPTAX_BYTES:  # all pairs of rows, of which it holds three
