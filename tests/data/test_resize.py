@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -177,7 +178,6 @@ def test_a_set_prepared_with_another_size_is_not_prepared_again(tree, tmp_path):
 
 @pytest.mark.parametrize("first", [None, 32])
 def test_an_interrupted_preparation_goes_on_with_its_own_size_alone(tree, tmp_path, monkeypatch, first):
-    monkeypatch.setattr(prepare, "SHARD_MEGABYTES", 1)
     whole, written = prepare.write_shard, []
 
     def interrupted(path, source, shard, features, **options):
@@ -207,20 +207,31 @@ def test_an_interrupted_preparation_goes_on_with_its_own_size_alone(tree, tmp_pa
 
 
 def test_an_interruption_does_not_wait_for_whole_files(tree, tmp_path, monkeypatch):
-    read = []
+    read, stop, waited = [], threading.Event(), []
 
-    def second(source, i):
+    def until_the_second(source, i):
         read.append(i)
         if len(read) == 2:
-            raise KeyboardInterrupt
+            stop.set()
         return encoded(photograph(60, 80)), 0
 
-    monkeypatch.setattr(prepare.os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(prepare.FolderSource, "read", second)
+    source = prepare.open_splits(str(tree))["train"]
+    path, features = tmp_path / "mine.array_record", prepare.image_features("ab")
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare.FolderSource, "read", until_the_second)
+        prepare.write_shard(path, source, prepare.Shard("train", 0, 1, 0, 11), features, resize=32, stop=stop)
+    assert read == [0, 1]
+    assert not list(tmp_path.glob("*array_record*"))
+
+    def interrupted(path, source, shard, features, *, resize, stop):
+        if shard.split == "train":
+            raise KeyboardInterrupt
+        waited.append(stop.wait(60))
+
+    monkeypatch.setattr(prepare, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tree, tmp_path, resize=32)
-    assert len(read) == 2
-    assert [path.name for path in (tmp_path / "mine" / "1.0.0.incomplete").iterdir()] == ["plan.json"]
+    assert all(waited)
 
 
 @pytest.mark.parametrize(
