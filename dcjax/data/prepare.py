@@ -1,12 +1,14 @@
 """Prepares image sets for training: random access from few large files, read without TensorFlow.
 
     python -m dcjax.data.prepare --folder=/data/imagenet --name=my_imagenet --data_dir=/data/tfds
+    python -m dcjax.data.prepare --folder=/data/imagenet --name=imagenet_320 --data_dir=/data/tfds --resize=320
     python -m dcjax.data.prepare --dataset=imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
 
 The first form turns class folders into an ArrayRecord set that tensorflow-datasets reads, without TensorFlow: the files
-go in as they are. The second has tensorflow-datasets prepare one of its own sets, which needs TensorFlow once (pip
-install 'dcjax[prepare]'). Train on either with --config.data.name=tfds --config.data.dataset=NAME
---config.data.dir=DIR.
+go in as they are. With --resize, an image whose shorter side is longer than that goes in as a smaller JPEG (quality 90,
+no chroma subsampling); smaller images and files that cannot be decoded go in as they are. The third form has
+tensorflow-datasets prepare one of its own sets, which needs TensorFlow once (pip install 'dcjax[prepare]'). Train on
+any of them with --config.data.name=tfds --config.data.dataset=NAME --config.data.dir=DIR.
 An interrupted preparation of class folders goes on where it stopped; only a finished one is found by a run.
 """
 
@@ -17,11 +19,11 @@ import fcntl
 import importlib.util
 import itertools
 import json
-import logging
 import os
 import pathlib
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,12 +31,14 @@ from tqdm import tqdm
 
 from dcjax import cli
 from dcjax.data.folder import SPLIT_FOLDERS, TRAIN_SPLITS, FolderSource, entries
+from dcjax.data.resize import ENCODING, as_stored
 from dcjax.data.source import did_you_mean, first_line, some
-from dcjax.data.tfds import shard_problem
+from dcjax.data.tfds import RESIZE_KEY, shard_problem
 from dcjax.errors import SettingError
 from dcjax.files import replace_text
 
 PLAN_FILE = "plan.json"
+METADATA_FILE = "metadata.json"  # TFDS's name for it
 INCOMPLETE = ".incomplete"
 SHARD_MEGABYTES = 256
 
@@ -57,29 +61,40 @@ class Shard:
 
 
 def prepare_folder(
-    folder: str, name: str, *, data_dir: str, version: str = "1.0.0", shard_megabytes: int = SHARD_MEGABYTES
+    folder: str,
+    name: str,
+    *,
+    data_dir: str,
+    version: str = "1.0.0",
+    shard_megabytes: int = SHARD_MEGABYTES,
+    resize: int | None = None,
 ) -> pathlib.Path:
     """Turns an image folder into an ArrayRecord set that tensorflow-datasets reads; no TensorFlow is needed.
 
-    The bytes of the files stay as they are. Each file's path becomes the record's `file_name`.
+    The bytes of the files stay as they are unless `resize` is given. Each file's path becomes the record's `file_name`.
 
     Args:
       folder: `folder/<split>/<class>/...`, or class folders alone for a training split.
       name: of the new set; letters, digits and underscores.
       data_dir: where the set is put, as `data_dir/name/version`.
       version: three numbers.
-      shard_megabytes: size of a file on average; every file holds about as many images.
+      shard_megabytes: size of a file on average; every file holds about as many images. The bytes of the images as they
+        are in the folder count, so that files of resized images are smaller.
+      resize: longest shorter side of an image, in pixels; larger ones are stored as `dcjax.data.resize.resized` gives
+        them. None stores every file as it is.
 
     Returns:
       The folder of the set.
 
     Raises:
-      ValueError: a folder without images, a name or version that TFDS does not take, or a set of that version that is
-        prepared already.
+      ValueError: a folder without images, a name or version that TFDS does not take, a set of that version that is
+        prepared already, or one that was begun with another `resize`.
     """
     check_identity(name, version)
     if shard_megabytes < 1:
         raise SettingError(f"--shard_megabytes must be at least 1, found {shard_megabytes}")
+    if resize is not None and resize < 1:
+        raise SettingError(f"--resize must be at least 1 pixel, found {resize}")
     finished = pathlib.Path(data_dir).expanduser() / name / version
     try:
         prepared = finished.exists() and any(finished.iterdir())
@@ -87,40 +102,48 @@ def prepare_folder(
         raise SettingError(f"--data_dir: {finished} cannot be read ({error.strerror})") from error
     if prepared:
         raise SettingError(
-            f"--name {name}: version {version} is prepared in {finished}; choose another --version, or remove that "
-            "folder to prepare it again"
+            f"--name {name}: version {version} is prepared in {finished} {with_resize(resize_of(finished))}; choose "
+            "another --version, or remove that folder to prepare it again"
         )
     sources = open_splits(folder)
     shards = [shard for split, source in sources.items() for shard in plan_shards(source, split, shard_megabytes)]
     work = finished.with_name(version + INCOMPLETE)
     with alone_in(work):
-        continue_or_start(work, {split: source.fingerprint for split, source in sources.items()}, shards)
-        write_set(work, sources, shards, name=name, version=version)
+        continue_or_start(work, {split: source.fingerprint for split, source in sources.items()}, shards, resize)
+        write_set(work, sources, shards, name=name, version=version, resize=resize)
         os.replace(work, finished)
     (finished / PLAN_FILE).unlink()
     return finished
 
 
 def write_set(
-    work: pathlib.Path, sources: dict[str, FolderSource], shards: list[Shard], *, name: str, version: str
+    work: pathlib.Path,
+    sources: dict[str, FolderSource],
+    shards: list[Shard],
+    *,
+    name: str,
+    version: str,
+    resize: int | None,
 ) -> None:
     """Writes the files that are not there yet, then what TFDS knows of the set."""
     features = image_features(next(iter(sources.values())).classes)
+    stop = threading.Event()
     with tqdm(total=sum(shard.count for shard in shards), unit="img", unit_scale=True, desc=name) as bar:
 
         def write(shard: Shard) -> None:
-            write_shard(work / shard.file_name(name), sources[shard.split], shard, features)
+            write_shard(work / shard.file_name(name), sources[shard.split], shard, features, resize=resize, stop=stop)
             bar.update(shard.count)
 
-        # Reading waits for the disk, and the writer works outside of Python's lock.
+        # Reading waits for the disk, and the writer, as what resizes an image, works outside of Python's lock.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
                 for _ in pool.map(write, shards):
                     pass
             except BaseException:
+                stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-    write_info(work, features, name=name, version=version, shards=shards)
+    write_info(work, features, name=name, version=version, shards=shards, resize=resize)
 
 
 def prepare_dataset(dataset: str, *, data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
@@ -223,11 +246,25 @@ def alone_in(work: pathlib.Path) -> Iterator[None]:
             os.unlink(lock.name)
 
 
-def continue_or_start(work: pathlib.Path, fingerprints: dict[str, str], shards: list[Shard]) -> None:
-    """Makes the folder to work in; what an interrupted preparation of the same images left in it stays."""
-    plan = {"images": fingerprints, "shards": [dataclasses.astuple(shard) for shard in shards]}
+def continue_or_start(
+    work: pathlib.Path, fingerprints: dict[str, str], shards: list[Shard], resize: int | None
+) -> None:
+    """Makes the folder to work in; what an interrupted preparation of the same images left in it stays.
+
+    Raises:
+      ValueError: that preparation had another `resize`, or the folder cannot be written to.
+    """
+    plan: dict[str, Any] = {"images": fingerprints, "shards": [dataclasses.astuple(shard) for shard in shards]}
+    if resize is not None:
+        plan |= {RESIZE_KEY: resize, "encoding": ENCODING}
     text = json.dumps(plan)
-    if work.exists() and not ((work / PLAN_FILE).exists() and (work / PLAN_FILE).read_text() == text):
+    begun = (work / PLAN_FILE).read_text() if (work / PLAN_FILE).exists() else ""
+    if begun and resize_of(work) != resize:
+        raise SettingError(
+            f"--resize: {work} was begun {with_resize(resize_of(work))}, now it is {resize or 'not given'}; give the "
+            "same command as then, choose another --version, or remove that folder"
+        )
+    if work.exists() and begun != text:
         print(f"dcjax: {work} was begun with other images or shards; starting anew", flush=True)
         shutil.rmtree(work)
     try:
@@ -235,6 +272,20 @@ def continue_or_start(work: pathlib.Path, fingerprints: dict[str, str], shards: 
         replace_text(work / PLAN_FILE, text)
     except OSError as error:
         raise SettingError(f"--data_dir: {work} cannot be written to ({error.strerror})") from error
+
+
+def resize_of(folder: pathlib.Path) -> int | None:
+    """The `resize` that a preparation, finished or begun, was given."""
+    for file in (METADATA_FILE, PLAN_FILE):
+        try:
+            return json.loads((folder / file).read_text()).get(RESIZE_KEY)
+        except (OSError, ValueError):  # of a set without it, or of another maker
+            continue
+    return None
+
+
+def with_resize(resize: int | None) -> str:
+    return f"with --resize={resize}" if resize else "without --resize"
 
 
 def image_features(classes: Sequence[str]) -> Any:
@@ -250,8 +301,18 @@ def image_features(classes: Sequence[str]) -> Any:
     )
 
 
-def write_shard(path: pathlib.Path, source: FolderSource, shard: Shard, features: Any) -> None:
+def write_shard(
+    path: pathlib.Path,
+    source: FolderSource,
+    shard: Shard,
+    features: Any,
+    *,
+    resize: int | None,
+    stop: threading.Event,
+) -> None:
     """Writes a file under a temporary name and renames it when it is whole; a whole one is kept.
+
+    It ends early, without the file, when `stop` is set.
 
     Raises:
       ValueError: an image cannot be read, or the file cannot be written.
@@ -267,10 +328,11 @@ def write_shard(path: pathlib.Path, source: FolderSource, shard: Shard, features
         writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         try:
             for i in range(shard.first, shard.first + shard.count):
+                if stop.is_set():
+                    return
                 data, label = source.read(i)
-                if not looks_like_an_image(data):
-                    logging.warning("%s is no JPEG, PNG, BMP or WebP; it goes in as it is", source.image_name(i))
-                record = {"image": data, "label": label, "file_name": source.relative_name(i)}
+                stored = as_stored(data, source.image_name(i), resize)
+                record = {"image": stored, "label": label, "file_name": source.relative_name(i)}
                 writer.write(serializer.serialize_example(record))
         finally:
             writer.close()
@@ -285,13 +347,10 @@ def write_shard(path: pathlib.Path, source: FolderSource, shard: Shard, features
         partial.unlink(missing_ok=True)
 
 
-def looks_like_an_image(data: bytes) -> bool:
-    """Whether a file begins as one of the kinds that can be read."""
-    return data.startswith((b"\xff\xd8", b"\x89PNG", b"BM")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
-
-
-def write_info(work: pathlib.Path, features: Any, *, name: str, version: str, shards: list[Shard]) -> None:
-    """Writes what TFDS knows of a set: its features, classes, splits and the length of every file."""
+def write_info(
+    work: pathlib.Path, features: Any, *, name: str, version: str, shards: list[Shard], resize: int | None
+) -> None:
+    """Writes what TFDS knows of a set: its features, classes, splits and the length of every file, and its `resize`."""
     import tensorflow_datasets as tfds
     from etils import epath  # a dependency of tensorflow-datasets, whose paths it is
     from tensorflow_datasets.core import dataset_info, naming
@@ -304,7 +363,14 @@ def write_info(work: pathlib.Path, features: Any, *, name: str, version: str, sh
         module_name="dcjax.data.prepare",
     )
     description = "Images of class folders, with their bytes as they were."
-    info = tfds.core.DatasetInfo(builder=identity, description=description, features=features)
+    metadata = None
+    if resize is not None:
+        description = (
+            f"Images of class folders. Those with a shorter side of more than {resize} px were resized to that "
+            f"({ENCODING}); the others have their bytes as they were."
+        )
+        metadata = tfds.core.MetadataDict({RESIZE_KEY: resize, "encoding": ENCODING})
+    info = tfds.core.DatasetInfo(builder=identity, description=description, features=features, metadata=metadata)
     info.set_file_format("array_record")
     splits = []
     for split in dict.fromkeys(shard.split for shard in shards):
@@ -325,6 +391,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--name", help="name of the set that --folder becomes")
     parser.add_argument("--version", default="1.0.0", help="its version (default: 1.0.0)")
     parser.add_argument("--shard_megabytes", type=int, default=SHARD_MEGABYTES, help="size of a file (default: 256)")
+    parser.add_argument(
+        "--resize", type=int, help="store images of --folder with a shorter side of at most so many pixels, as JPEG"
+    )
     parser.add_argument("--dataset", help="a set of tensorflow-datasets, such as imagenet2012")
     parser.add_argument("--manual_dir", help="where its files lie that must be downloaded by hand")
     parser.add_argument("--data_dir", help="where prepared sets lie (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)")
@@ -332,6 +401,11 @@ def main(argv: Sequence[str]) -> None:
     if bool(flags.folder) == bool(flags.dataset):
         parser.error("give either --folder=DIR --name=NAME or --dataset=NAME")
     if flags.dataset:
+        if flags.resize is not None:
+            parser.error(
+                f"--resize={flags.resize} goes with --folder alone: tensorflow-datasets stores --dataset="
+                f"{flags.dataset} as its own recipe says; prepare its images from class folders to resize them"
+            )
         path = prepare_dataset(flags.dataset, data_dir=flags.data_dir, manual_dir=flags.manual_dir)
     else:
         if not flags.name:
@@ -343,6 +417,7 @@ def main(argv: Sequence[str]) -> None:
             data_dir=data_dir,
             version=flags.version,
             shard_megabytes=flags.shard_megabytes,
+            resize=flags.resize,
         )
     print(f"dcjax: prepared {path}")
 

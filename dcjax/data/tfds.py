@@ -17,6 +17,7 @@ from dcjax.errors import SettingError
 
 OTHER_FILES = 512  # files that a process has open besides those of a set
 MANY_FILES = 65_536
+RESIZE_KEY = "dcjax_resize"  # in the metadata of a set that `dcjax.data.prepare` resized
 OPENERS = 32  # files of a set that are opened at a time, where each waits for a network
 
 
@@ -43,6 +44,7 @@ class TFDSSource:
         try:
             builder: Any = tfds.builder_from_directory(folder)
             info = builder.info
+            resize = (info.metadata or {}).get(RESIZE_KEY)
         except Exception as error:  # whatever TFDS raises on files that it cannot read
             raise SettingError(f"data.dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
         if tfds.core.FileFormat.ARRAY_RECORD not in info.available_file_formats():
@@ -83,9 +85,10 @@ class TFDSSource:
         self._parse = messages.Example.FromString
         self._ends = np.cumsum([shard.take for shard in self._shards])
         self._split = f"{info.full_name} {split}"
-        # Three images stand for all of them.
+        # Three images stand for all of them; they may be smaller than what others were resized to.
         some_images = [hashlib.sha256(self.read(i)[0]).hexdigest() for i in (0, count // 2, count - 1)]
-        self.fingerprint = fingerprint("tfds", info.full_name, split, str(count), *self.classes, *some_images)
+        size = [f"{RESIZE_KEY}={resize}"] if resize else []
+        self.fingerprint = fingerprint("tfds", info.full_name, split, str(count), *self.classes, *some_images, *size)
 
     def __len__(self) -> int:
         return len(self._records)

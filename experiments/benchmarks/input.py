@@ -3,14 +3,18 @@
     python -m dcjax.data.prepare --folder=FOLDER --name=images --data_dir=DIR
     python -m experiments.benchmarks.input --folder FOLDER --data_dir DIR --dataset images --cores 1
     python -m experiments.benchmarks.input --folder FOLDER --data_dir DIR --dataset images --cores 2
+    python -m dcjax.data.prepare --folder=FOLDER --name=images_320 --data_dir=DIR --resize=320
+    python -m experiments.benchmarks.input --folder FOLDER --data_dir DIR --dataset images --resized images_320
 
 Pairs of views per second on some cores. `pil` is the augmentation of the paper's experiments as torchvision would do it
 in worker processes: one decoded image, and for each view random resized crop, flip, colour jitter, grayscale, blur and
 solarize with PIL, then float32 and normalisation with NumPy, and a batch stacked by the worker; that it would still
 have to get to another process and to a device is not counted. `tfds` decodes as tensorflow-datasets does by default and
 crops like this package, `dcjax` is this package's loader, both up to the uint8 batch on the device. `dcjax_augmented`
-has the rest of the augmentation done on the device. All are warmed up, then take turns; the best round counts. Then the
-stages of one pair on one core, in microseconds, and resident memory before and after ten epochs. JSON lines.
+has the rest of the augmentation done on the device. With `--resized`, `dcjax_resized` and `dcjax_resized_augmented` are
+the same of a set that was prepared with --resize, and the bytes of both sets are told. All are warmed up, then take
+turns; the best round counts. Then, on one core, the stages of a pair in microseconds, of both sets, and with
+`--memory` the resident memory before and after ten epochs. JSON lines.
 """
 
 import argparse
@@ -31,6 +35,7 @@ import numpy as np
 from dcjax.data import TrainLoader, train_loader
 
 SIZE = 224
+PEERS = ("pil", "tfds", "dcjax", "dcjax_augmented", "dcjax_resized", "dcjax_resized_augmented")
 READ_AHEAD = 2  # batches
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 JITTER = (0.4, 0.4, 0.2, 0.1)  # brightness, contrast, saturation, hue
@@ -164,14 +169,14 @@ def _augment() -> Callable[[dict[str, Any]], Any]:
     return lambda batch: augment(batch["image"], batch["position"])
 
 
-def _stages(source: Any, files: Any, args: argparse.Namespace) -> dict[str, float]:
+def _stages(source: Any, args: argparse.Namespace) -> dict[str, float]:
     """Microseconds of each stage for a pair, on one core, best of the rounds."""
     import jax
 
     from dcjax.data import crops
 
     count = min(len(source), 128)
-    data = [files.read(i)[0] for i in range(count)]
+    data = [source.read(i)[0] for i in range(count)]
     images = [crops.decode(d, "") for d in data]
     views = np.empty((count, 2, SIZE, SIZE, 3), np.uint8)
     positions = np.arange(count, dtype=np.uint32)
@@ -195,6 +200,12 @@ def _stages(source: Any, files: Any, args: argparse.Namespace) -> dict[str, floa
     batch = {"image": jax.device_put(views), "position": positions}
     times["augment on the device"] = _best(lambda: jax.block_until_ready(augment(batch)), args.repeats)
     return {name: 1e6 * seconds / count for name, seconds in times.items()}
+
+
+def _set_bytes(args: argparse.Namespace, name: str) -> int:
+    """The bytes of a prepared set's files."""
+    folder = sorted((pathlib.Path(args.data_dir) / name).glob("[0-9]*[0-9]"))[-1]
+    return sum(path.stat().st_size for path in folder.glob("*array_record*"))
 
 
 def _memory(source: Any, args: argparse.Namespace) -> Iterator[tuple[int, float]]:
@@ -221,11 +232,17 @@ def main() -> None:
     parser.add_argument("--folder", required=True, help="images in class folders, FOLDER/train/<class>/*")
     parser.add_argument("--data_dir", required=True, help="where the set that was prepared of them lies")
     parser.add_argument("--dataset", required=True, help="its name")
+    parser.add_argument("--resized", help="name of a set of the same images that was prepared with --resize")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, help="all unless given; the resized ones need --resized")
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="ten epochs of memory")
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--batches", type=int, default=4, help="batches of a round")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
     args = parser.parse_args()
+    peers = args.peers or [name for name in PEERS if args.resized or "resized" not in name]
+    if not args.resized and any("resized" in name for name in peers):
+        parser.error("the resized peers need --resized NAME")
     cores = sorted(os.sched_getaffinity(0))[-args.cores :]
     os.sched_setaffinity(0, cores)  # before any library counts them
 
@@ -236,12 +253,16 @@ def main() -> None:
     paths = [files.image_name(i) for i in range(len(files))]
     context = multiprocessing.get_context("spawn")
     pool = futures.ProcessPoolExecutor(args.cores, mp_context=context) if args.cores > 1 else None
+    sets = {"dcjax": source}
+    if args.resized:
+        sets["dcjax_resized"] = open_source("tfds", dir=args.data_dir, dataset=args.resized, split="train")
     runs = {
         "pil": _pil(paths, pool, args.batch_size),
         "tfds": _batches(_Decoded(args.data_dir, args.dataset), lambda batch: batch, args),
-        "dcjax": _batches(source, lambda batch: batch, args),
-        "dcjax_augmented": _batches(source, _augment(), args),
     }
+    for name, one in sets.items():
+        runs |= {name: _batches(one, lambda batch: batch, args), f"{name}_augmented": _batches(one, _augment(), args)}
+    runs = {name: runs[name] for name in peers}
     pairs = args.batches * args.batch_size
     best = dict.fromkeys(runs, float("inf"))
     for repeat in range(-1, args.repeats):
@@ -251,10 +272,19 @@ def main() -> None:
                 best[name] = min(best[name], seconds)
     for name, seconds in best.items():
         record = {"peer": name, "cores": args.cores, "pairs_per_second": round(pairs / seconds, 1)}
-        print(json.dumps(record | {"ratio_to_pil": round(best["pil"] / seconds, 3)}), flush=True)
+        for other in ("pil", "dcjax"):
+            if other in best and other != name:
+                record[f"ratio_to_{other}"] = round(best[other] / seconds, 3)
+        print(json.dumps(record), flush=True)
+    if args.resized:
+        for name in (args.dataset, args.resized):
+            print(json.dumps({"set": name, "images": len(source), "bytes": _set_bytes(args, name)}), flush=True)
     if args.cores == 1:
-        for name, microseconds in _stages(source, files, args).items():
-            print(json.dumps({"stage": name, "microseconds_per_pair": round(microseconds)}), flush=True)
+        for name, one in sets.items():
+            for stage, microseconds in _stages(one, args).items():
+                record = {"peer": name, "stage": stage, "microseconds_per_pair": round(microseconds)}
+                print(json.dumps(record), flush=True)
+    if args.cores == 1 and args.memory:
         for epochs, megabytes in _memory(source, args):
             print(json.dumps({"epochs_more": epochs, "resident_megabytes": round(megabytes)}), flush=True)
 

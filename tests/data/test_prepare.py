@@ -86,11 +86,11 @@ def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys)
     top, whole = tmp_path / "sets", prepare.write_shard
     written = []
 
-    def interrupted(path, source, shard, features):
+    def interrupted(path, source, shard, features, **options):
         if shard.split == "val":
             raise KeyboardInterrupt
         written.append(path.name)
-        whole(path, source, shard, features)
+        whole(path, source, shard, features, **options)
 
     monkeypatch.setattr(prepare, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
