@@ -1,4 +1,4 @@
-"""Table 2: what a projector needs to be: six linear projectors.
+"""Table 2: six linear projectors, from none to a fixed low-rank diagonal matrix.
 
 Claim:     a projector helps by being of low rank, and need not be trained: none 51.5, orthogonal 52.2, linear 61.1,
            diagonal 60.2, fixed low-rank 62.3, fixed low-rank diagonal (DirectCLR) 62.7.

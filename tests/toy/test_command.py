@@ -122,8 +122,9 @@ def test_mistakes(tmp_path, monkeypatch, flags, setting, found):
 def test_small_models_leave_no_traceback(tmp_path, dim):
     """Not every claim holds of models so small, but each is put to the test and reported."""
     done = command("--all", "--dim", str(dim), "--seeds", "2", "--steps", "300", cwd=tmp_path)
-    assert done.returncode in (0, 1)
-    assert done.stderr.count("\n") == done.returncode
+    assert done.returncode in (0, 1), done.stderr
+    assert "Traceback" not in done.stderr
+    assert sum(line.startswith("dcjax: ") for line in done.stderr.splitlines()) == done.returncode
     assert "Summary" in done.stdout
 
 
