@@ -182,8 +182,10 @@ def test_evaluation_uses_the_running_statistics():
 
 
 def test_settings_that_cannot_be_used():
-    assert {"resnet18", "resnet50"} <= set(ENCODERS)
-    with pytest.raises(SettingError, match=r"model\.name: 'resnet19' is unknown; known encoders: resnet18, resnet50"):
+    assert {"resnet17", "resnet18", "resnet50"} <= set(ENCODERS)
+    with pytest.raises(
+        SettingError, match=r"model\.name: 'resnet19' is unknown; known encoders: resnet17, resnet18, resnet50"
+    ):
         make_encoder("resnet19")
     with pytest.raises(SettingError, match=r"model\.stem: 'large' is unknown; known stems: imagenet, small"):
         make_encoder("resnet18", stem="large")
