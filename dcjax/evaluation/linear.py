@@ -60,7 +60,8 @@ def fit_logistic(
       tolerance: the solver stops when no entry of the gradient is larger.
 
     Returns:
-      The classifier. Its `residual` is above `tolerance` where the limit came first.
+      The classifier. Its `residual` is above `tolerance` where the limit came first, or where rounding leaves no step
+      that lowers the objective.
     """
     basis = None
     if x.shape[0] < x.shape[1]:
@@ -89,7 +90,7 @@ def fit_logistic(
     value_and_grad = jax.value_and_grad(objective)
 
     def search(point, value, gradient, update):
-        """The longest of the steps 1, 1/2, 1/4 ... that lowers the objective in proportion to the step."""
+        """The longest of the steps 1, 1/2, 1/4 ... that lowers the objective in proportion to its length, if any."""
         slope = optax.tree.vdot(gradient, update)
         rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
 
@@ -98,25 +99,33 @@ def fit_logistic(
             there = jax.tree.map(lambda p, by: p + length * by, point, update)
             return length, there, *value_and_grad(there)
 
-        def too_long(carry):
+        def lowers(carry):
             length, _, found, _ = carry
-            # Not finite is too long, too. Beyond 2^-20 it is rounding that keeps the objective from falling.
-            return ~(found <= value + 1e-4 * length * slope + rounding) & (length > 2.0**-20)
+            return found <= value + 1e-4 * length * slope + rounding  # False where the objective is not finite
 
-        return jax.lax.while_loop(
-            too_long, halve, (jnp.full_like(value, 2), point, jnp.full_like(value, jnp.inf), gradient)
+        def goes_on(carry):
+            # At steps shorter than 2^-20, rounding decides whether the objective falls.
+            return ~lowers(carry) & (carry[0] > 2.0**-20)
+
+        last = jax.lax.while_loop(
+            goes_on, halve, (jnp.full_like(value, 2), point, jnp.full_like(value, jnp.inf), gradient)
         )
+        return lowers(last), last
 
     def step(carry):
-        point, inner, value, gradient, memory, i = carry
+        before, inner, value, gradient, memory, i = carry
         inner_gradient = (jnp.matmul(whiten.T, gradient[0], precision=HIGHEST), bias_scale * gradient[1])
         update, memory = directions.update(inner_gradient, memory, inner)
         update = jax.tree.map(jnp.negative, update)
-        # The search sees the original coordinates, and with it the residual.
+        # The line search and the stopping rule use the original coordinates.
         outer = (jnp.matmul(whiten, update[0], precision=HIGHEST), bias_scale * update[1])
-        length, point, value, gradient = search(point, value, gradient, outer)
-        inner = jax.tree.map(lambda u, by: u + length * by, inner, update)
-        return point, inner, value, gradient, memory, i + 1
+        found, (length, *after) = search(before, value, gradient, outer)
+        # Without a step that lowers the objective, the solver keeps its point and ends.
+        point, value, gradient = jax.tree.map(
+            functools.partial(jnp.where, found), tuple(after), (before, value, gradient)
+        )
+        inner = jax.tree.map(lambda u, by: jnp.where(found, u + length * by, u), inner, update)
+        return point, inner, value, gradient, memory, jnp.where(found, i + 1, max_iterations)
 
     def unfinished(carry):
         _, _, _, gradient, _, i = carry

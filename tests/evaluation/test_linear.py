@@ -137,6 +137,22 @@ def test_a_solver_that_is_stopped_early_says_so():
     assert fit_logistic(x, labels, classes=4, max_iterations=2).residual > TOLERANCE
 
 
+@pytest.mark.parametrize("scale", [1, 1e20])
+def test_a_solver_that_cannot_be_satisfied_stays_at_the_best_point(scale):
+    x, labels = blobs()
+    (x,) = standardize(x)
+
+    def objective(classifier):
+        losses = optax.losses.softmax_cross_entropy_with_integer_labels(classifier.logits(scale * x), labels)
+        return jnp.mean(losses) + 0.5 * jnp.sum(jnp.square(classifier.w)) / len(x)
+
+    usual = fit_logistic(scale * x, labels, classes=4)
+    beyond = fit_logistic(scale * x, labels, classes=4, tolerance=0)  # rounding keeps the gradient from 0
+    assert beyond.residual > 0
+    # The search takes a step that raises the objective by 10 roundings for lowering it.
+    assert objective(beyond) <= objective(usual) * (1 + 300 * 10 * jnp.finfo(jnp.float32).eps)
+
+
 def test_top_k_counts_ranks():
     logits = jnp.array([[3.0, 2, 1, 0], [0, 1, 2, 3], [1, 3, 2, 0]])
     classifier = Classifier(jnp.eye(4), jnp.zeros(4))
