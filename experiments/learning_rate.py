@@ -8,9 +8,9 @@ Look for:  the best rate of each row inside of the three; `SCALES` in experiment
 import json
 from collections.abc import Sequence
 
-from dcjax import cli
-from dcjax.errors import InterruptedRunError, SettingError
-from dcjax.files import replace_text
+from dcjax.runtime import cli
+from dcjax.runtime.errors import InterruptedRunError, SettingError
+from dcjax.runtime.files import replace_text
 from experiments.grid import execute, load, markdown, output, parse_grid
 from experiments.records import rounded
 from experiments.run import Job

@@ -10,7 +10,7 @@ Look for:  orthogonal beside none (full rank: no help), low-rank beside linear (
 import functools
 from collections.abc import Sequence
 
-from dcjax import cli
+from dcjax.runtime import cli
 from experiments.grid import run_grid
 from experiments.tables import score_report
 
