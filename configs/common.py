@@ -1,95 +1,16 @@
 """What the configs share: the paper's recipe, and how it is fitted to each data set."""
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
-IMAGENET_MEAN_STD = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+from dcjax.schema import defaults
 
 
 def recipe() -> ConfigDict:
-    """The pre-training and probe recipe of the paper: ImageNet, ResNet-50, batch 4096, 100 epochs."""
-    return ConfigDict(
-        {
-            "seed": 0,
-            "batch_size": 4096,  # global, over all devices
-            "total_epochs": 100.0,
-            "total_steps": placeholder(int),  # counts instead of total_epochs where it is given
-            "devices": 0,  # 0: all
-            "log_every_steps": 50,
-            "checkpoint_every_steps": 1000,
-            "model": {
-                "name": "resnet50",
-                "width": 1.0,
-                "stem": "imagenet",
-                "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
-                "remat": False,
-            },
-            # d0 is 360 of 2048 in the paper; an encoder of another width wants its own.
-            "projector": {"name": "direct", "d0": 360, "hidden": 2048, "features": 128},
-            "loss": {
-                "name": "info_nce",
-                "temperature": 0.1,
-                # Rows of a tile of the logits; "none" holds all of them at once; "auto" tiles where a device
-                # would hold many (4 MB on CPU, 64 MB on an accelerator).
-                "block_size": "auto",
-            },
-            "optimizer": {
-                # The paper's rate at batch 4096. It is not rescaled by the code: for another batch size, start from
-                # 4.8 * batch_size / 4096 and expect the best rate of a small batch to lie above that line.
-                "learning_rate": 4.8,
-                "warmup_epochs": 10.0,
-                "warmup_steps": placeholder(int),  # counts instead of warmup_epochs where it is given
-                "final_scale": 0.001,
-                "momentum": 0.9,
-                "weight_decay": 1e-6,
-                "trust_coefficient": 0.001,
-            },
-            "data": {
-                "name": "tfds",
-                "dataset": "imagenet2012",  # for tfds
-                "dir": "",  # empty: TFDS's own default folder
-                "train_split": "train",
-                "test_split": "validation",
-                "image_size": 224,
-                "stored_size": 0,  # side of the images where all are of one size; 0 where sizes vary
-                "threads": 16,
-                "max_damaged": 0.001,  # share of the images that may be damaged, each replaced by the next one
-            },
-            "augment": {
-                "crop_scale": (0.08, 1.0),
-                "crop_ratio": (3 / 4, 4 / 3),
-                "interpolation": "bicubic",  # or bilinear; antialiased
-                "flip": 0.5,
-                "jitter": 0.8,
-                "brightness": 0.4,
-                "contrast": 0.4,
-                "saturation": 0.2,
-                "hue": 0.1,
-                "grayscale": 0.2,
-                "blur": (1.0, 0.1),  # probability in the first and the second view
-                "blur_sigma": (0.1, 2.0),
-                "solarize": (0.0, 0.2),
-                **IMAGENET_MEAN_STD,
-            },
-            "probe": {
-                "after_training": False,
-                "cached": False,  # True: features are computed once, without augmentation
-                "epochs": 100,
-                "batch_size": 256,
-                "eval_batch_size": 0,  # images encoded at a time, over all devices; 0: 128 for each device
-                "learning_rate": 0.1,
-                # The paper's numbers come from a script that makes a cosine schedule and never steps it.
-                "schedule": "constant",  # or cosine, stepped once an epoch
-                # Of the random crops and of the centre crop: torchvision's default, which the authors' probe used.
-                # Images that are not cropped are resized as in pre-training.
-                "interpolation": "bilinear",  # or bicubic; antialiased
-                "momentum": 0.9,
-                "weight_decay": 1e-6,
-                "labels_per_class": 0,  # 0: all labels
-                "neighbors": 20,
-            },
-        }
-    )
+    """The pre-training and probe recipe of the paper: ImageNet, ResNet-50, batch 4096, 100 epochs.
+
+    `dcjax.schema` lists the keys and their defaults.
+    """
+    return defaults()
 
 
 def small_images(config: ConfigDict, *, dataset: str, size: int, test_split: str) -> None:

@@ -1,11 +1,51 @@
-"""dcjax: dimensional collapse in contrastive self-supervised learning, in JAX."""
+"""dcjax: dimensional collapse in contrastive self-supervised learning, in JAX.
 
+Modules are imported when they are first used: `import dcjax` alone loads none of them, nor JAX.
+"""
+
+import importlib as _importlib
+import typing as _typing
 import warnings as _warnings
 
 from dcjax.runtime import cli as _cli
 from dcjax.runtime import versions as _versions
 
+if _typing.TYPE_CHECKING:
+    from dcjax import collapse, config, data, evaluation, losses, models, pretrain, toy
+    from dcjax.encoder import Encoder, load_encoder
+    from dcjax.runtime.errors import InterruptedRunError, SettingError, StoppedRunError
+
 __version__ = "0.1.0"
+__all__ = [
+    "Encoder",
+    "InterruptedRunError",
+    "SettingError",
+    "StoppedRunError",
+    "collapse",
+    "config",
+    "data",
+    "evaluation",
+    "load_encoder",
+    "losses",
+    "models",
+    "pretrain",
+    "toy",
+]
+_FROM = {"Encoder": "encoder", "load_encoder": "encoder"} | dict.fromkeys(
+    ("InterruptedRunError", "SettingError", "StoppedRunError"), "runtime.errors"
+)
+
+
+def __getattr__(name: str) -> _typing.Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'dcjax' has no attribute '{name}'")
+    module = _importlib.import_module(f"dcjax.{_FROM.get(name, name)}")
+    return getattr(module, name) if name in _FROM else module
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
+
 
 # Here and not at the start of a command: `python -m dcjax.toy` loads JAX with its package, before the command runs.
 _problem = _versions.jax_problem()

@@ -1,49 +1,45 @@
-"""From a config to the objects that it describes, for pre-training and the probe alike.
+"""The parts that a config describes, built: devices, images and networks, for training and for the probe.
 
-With `main`, `pretrain` and `probe` this is where config objects end: everything below takes plain keyword arguments.
+With the commands, `pretrain` and the probe's protocol this is where config objects end: everything below takes plain
+keyword arguments and names them in its errors; `section` adds the config's section.
 """
 
 import dataclasses
 import functools
-import math
-import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from dcjax.config import Config
+from dcjax.config import read_config
 from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
 from dcjax.data.augment import Augmentation, normalize
-from dcjax.data.crops import INTERPOLATIONS
-from dcjax.evaluation import SCHEDULES, Batch, Encode, Features, extract, make_encode
-from dcjax.losses import LOSSES
+from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
 from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
-from dcjax.runtime.errors import SettingError, unknown_name
-from dcjax.runtime.mesh import check_batch, make_mesh
+from dcjax.runtime.errors import SettingError, section
+from dcjax.runtime.mesh import check_batch, make_mesh, replicated
 from dcjax.runtime.randomness import Stream, host_seed
+from dcjax.schema import Config, check_config, with_values
+from dcjax.training.checkpoint import open_run
 
 PREFETCH = 2  # batches that the host reads ahead
 EVAL_IMAGES = 128  # that a device encodes at a time: of 224 px, a ResNet-50's activations in float32 take some 3 GB
 
 
 @dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What a config describes, built.
+class Components:
+    """The parts of a run.
 
     Attributes:
-      config: the config itself.
+      config: the checked config.
       mesh: the devices.
       train_source: the training images.
       test_source: the test images; None where the data has no labels or no test split.
-      network: encoder, projector and online classifier, in the compute dtype of training.
-      exact_network: the same in float32, for features: bfloat16 would put a floor of noise under a collapsed spectrum.
-      frozen_network: `network` without the classifier, in the compute dtype, for the SGD probe's millions of images.
-      width: entries of the representation r.
+      network: encoder, projector and online classifier, as they are trained.
       augmentation: settings of the two views.
     """
 
@@ -52,10 +48,12 @@ class Experiment:
     train_source: Source
     test_source: Source | None
     network: Network
-    exact_network: Network
-    frozen_network: Network
-    width: int
     augmentation: Augmentation
+
+    @property
+    def width(self) -> int:
+        """Entries of the representation r."""
+        return self.network.encoder.features
 
     def train_batches(
         self, source: Source, *, batch_size: int, views: int, interpolation: str, stream: Stream
@@ -110,6 +108,11 @@ class Experiment:
         )
 
     @functools.cached_property
+    def exact_network(self) -> Network:
+        """The network for evaluation, in float32: bfloat16 would put a floor of noise under a collapsed spectrum."""
+        return frozen(self.network, jnp.float32)
+
+    @functools.cached_property
     def encode(self) -> Encode:
         """The frozen network in evaluation mode and full precision, compiled once."""
 
@@ -125,157 +128,97 @@ class Experiment:
         batches = self.eval_batches(source)
         return extract(self.encode, variables, batches, self.mesh, images=len(source), keep=keep)
 
+    def check_labels(self) -> None:
+        """Raises `SettingError` where a probe has nothing to tell apart, or nothing to be tested on."""
+        data, classes = self.config.data, self.train_source.classes
+        if len(classes) < 2:
+            found = f"the single class '{classes[0]}'" if classes else "images without class folders"
+            where = f"data.dir {data.dir}" if data.dir else f"data.name '{data.name}'"
+            raise SettingError(f"a probe needs images of two classes or more, {where} holds {found}")
+        if not data.test_split:
+            raise SettingError("a probe needs a test split, data.test_split is empty")
 
-def build(config: Config) -> Experiment:
+    def sgd_batch_size(self, images: int) -> int:
+        """The batch of the SGD probe: as configured, or of a smaller source what the devices can share evenly.
+
+        Raises:
+          SettingError: the devices do not divide `probe.batch_size`.
+        """
+        batch_size = self.config.probe.batch_size
+        if images < batch_size:
+            return max(images // self.mesh.size, 1) * self.mesh.size
+        check_batch(batch_size, self.mesh, setting="probe.batch_size")
+        return batch_size
+
+
+def frozen(network: Network, dtype: Any = None) -> Network:
+    """The network without its classifier, computing in another dtype where one is given."""
+    parts: dict[str, Any] = {"encoder": network.encoder, "projector": network.projector}
+    if dtype is not None:
+        parts = {name: part.clone(dtype=dtype) if hasattr(part, "dtype") else part for name, part in parts.items()}
+    return network.clone(classes=0, **parts)
+
+
+def build(config: ConfigDict | Config) -> Components:
     """Opens the data and builds the modules of a config.
 
     Raises:
-      ValueError: any setting that cannot be used, before anything is compiled.
+      SettingError: any setting that cannot be used, before anything is compiled.
     """
-    check_values(config)
-    mesh = make_mesh(config.devices)
-    if config.probe.eval_batch_size:
-        check_batch(config.probe.eval_batch_size, mesh, setting="probe.eval_batch_size")
-    if config.loss.name not in LOSSES:
-        raise unknown_name("loss.name", config.loss.name, LOSSES)
-    if not (config.loss.temperature > 0 and math.isfinite(config.loss.temperature)):
-        raise SettingError(f"loss.temperature must be positive and finite, found {config.loss.temperature}")
-    block_size = str(config.loss.block_size)
-    if block_size not in ("auto", "none") and not (block_size.isdecimal() and int(block_size)):
-        raise SettingError(f"loss.block_size must be auto, none or a whole number of at least 1, found {block_size}")
-    model, dtype = config.model, compute_dtype(config.model.dtype)
+    checked = check_config(config)
+    mesh = make_mesh(checked.devices)
+    if checked.probe.eval_batch_size:
+        check_batch(checked.probe.eval_batch_size, mesh, setting="probe.eval_batch_size")
+    encoder, projector = make_modules(checked)
+    data = checked.data
+    least = SMALLEST_IMAGE[checked.model.stem]
+    if data.image_size < least:
+        raise SettingError(
+            f"data.image_size must be at least {least} for model.stem '{checked.model.stem}', found {data.image_size}"
+        )
+    with section("augment"):
+        augmentation = Augmentation(**dataclasses.asdict(checked.augment))
+    with section("data"):
+        where = {"dir": data.dir, "dataset": data.dataset}
+        train_source, test_source = open_source(data.name, **where, split=data.train_split), None
+        if train_source.classes and data.test_split:
+            test_source = open_source(data.name, **where, split=data.test_split, classes=train_source.classes)
+    network = Network(encoder, projector, classes=len(train_source.classes))
+    components = Components(checked, mesh, train_source, test_source, network, augmentation)
+    if checked.probe.after_training:
+        components.check_labels()
+        if not checked.probe.cached:
+            components.sgd_batch_size(len(train_source))
+    return components
 
-    def network(dtype: Any, classes: int) -> Network:
+
+def make_modules(config: Config, dtype: Any = None) -> tuple[Any, Any]:
+    """The encoder and the projector of a config, in its compute dtype unless another one is given.
+
+    Raises:
+      SettingError: settings that do not fit each other, such as a d0 above the width of r.
+    """
+    model, projector = config.model, dataclasses.asdict(config.projector)
+    if dtype is None:
+        auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "auto": auto}[model.dtype]
+    with section("model"):
         encoder = make_encoder(model.name, width=model.width, stem=model.stem, dtype=dtype, remat=model.remat)
-        return Network(encoder, make_projector(width=encoder.features, dtype=dtype, **config.projector), classes)
-
-    width = network(dtype, 0).encoder.features
-    least = SMALLEST_IMAGE[model.stem]
-    if config.data.image_size < least:
-        raise SettingError(
-            f"data.image_size must be at least {least} for model.stem '{model.stem}', found {config.data.image_size}"
-        )
-    augmentation = Augmentation(**config.augment)
-
-    data = config.data
-    train_source = open_source(data.name, dir=data.dir, dataset=data.dataset, split=data.train_split)
-    test_source = None
-    if train_source.classes and data.test_split:
-        test_source = open_source(
-            data.name, dir=data.dir, dataset=data.dataset, split=data.test_split, classes=train_source.classes
-        )
-    if config.probe.after_training:
-        check_labels(config, train_source)
-        if not config.probe.cached:
-            sgd_batch_size(config, mesh, len(train_source))
-    return Experiment(
-        config,
-        mesh,
-        train_source,
-        test_source,
-        network=network(dtype, len(train_source.classes)),
-        exact_network=network(jnp.float32, 0),
-        frozen_network=network(dtype, 0),
-        width=width,
-        augmentation=augmentation,
-    )
+    with section("projector"):
+        return encoder, make_projector(width=encoder.features, dtype=dtype, **projector)
 
 
-def check_values(config: Config) -> None:
-    """Raises `ValueError` for a number out of its range or a name that is not known."""
-    counts = {
-        "log_every_steps": (config.log_every_steps, 1),
-        "checkpoint_every_steps": (config.checkpoint_every_steps, 1),
-        "data.image_size": (config.data.image_size, 1),
-        "data.stored_size": (config.data.stored_size, 0),
-        "data.threads": (config.data.threads, 0),
-        "probe.batch_size": (config.probe.batch_size, 1),
-        "probe.eval_batch_size": (config.probe.eval_batch_size, 0),
-        "probe.epochs": (config.probe.epochs, 1),
-        "probe.labels_per_class": (config.probe.labels_per_class, 0),
-        "probe.neighbors": (config.probe.neighbors, 1),
-    }
-    for setting, (found, least) in counts.items():
-        if found < least:
-            raise SettingError(f"{setting} must be at least {least}, found {found}")
-    if not 0 <= config.seed < 2**32:
-        raise SettingError(f"seed must be from 0 to 2^32 - 1, found {config.seed}")
-    for setting, value in (("total_epochs", config.total_epochs), ("warmup_epochs", config.optimizer.warmup_epochs)):
-        if not math.isfinite(value):
-            raise SettingError(f"{setting} must be a finite number, found {value}")
-    if not 0 <= config.data.max_damaged < 1:
-        raise SettingError(f"data.max_damaged must be a share from 0 to below 1, found {config.data.max_damaged}")
-    for setting, name, known in (
-        ("probe.schedule", config.probe.schedule, SCHEDULES),
-        ("probe.interpolation", config.probe.interpolation, INTERPOLATIONS),
-    ):
-        if name not in known:
-            raise unknown_name(setting, name, known)
-    if not (config.probe.learning_rate > 0 and 0 <= config.probe.momentum < 1 and config.probe.weight_decay >= 0):
-        raise SettingError(
-            "probe.learning_rate must be positive, probe.momentum in [0, 1) and probe.weight_decay at least 0, found "
-            f"{config.probe.learning_rate}, {config.probe.momentum} and {config.probe.weight_decay}"
-        )
+def load_run(
+    workdir: pathlib.Path, *, data_dir: str | None = None, devices: int = 0
+) -> tuple[Components, dict[str, Any], int]:
+    """The parts of a trained run, the variables of its last checkpoint, and the step of that.
 
-
-def compute_dtype(name: str) -> Any:
-    """The dtype that the networks compute in: "auto" is bfloat16 on accelerators and float32 on CPU."""
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-    dtypes["auto"] = dtypes["float32" if jax.default_backend() == "cpu" else "bfloat16"]
-    if name not in dtypes:
-        raise unknown_name("model.dtype", name, dtypes)
-    return dtypes[name]
-
-
-def check_labels(config: Config, source: Source) -> None:
-    """Raises `ValueError` where a probe has nothing to tell apart, or nothing to be tested on."""
-    if len(source.classes) < 2:
-        found = f"the single class '{source.classes[0]}'" if source.classes else "images without class folders"
-        where = f"data.dir {config.data.dir}" if config.data.dir else f"data.name '{config.data.name}'"
-        raise SettingError(f"a probe needs images of two classes or more, {where} holds {found}")
-    if not config.data.test_split:
-        raise SettingError("a probe needs a test split, data.test_split is empty")
-
-
-def sgd_batch_size(config: Config, mesh: Mesh, images: int) -> int:
-    """The batch of the SGD probe: as configured, or of a smaller source what the devices can share evenly.
-
-    Raises:
-      SettingError: the devices do not divide `probe.batch_size`.
+    The variables are those of the frozen network, in the shapes that were saved: the data may have other classes than
+    those of the run's online classifier, or the run's may have had none.
     """
-    if images < config.probe.batch_size:
-        return max(images // mesh.size, 1) * mesh.size
-    check_batch(config.probe.batch_size, mesh, setting="probe.batch_size")
-    return config.probe.batch_size
-
-
-def run_lengths(config: Config, images: int) -> tuple[int, int]:
-    """Steps of the whole run and of its warm-up, from `*_steps` where given and `*_epochs` otherwise."""
-
-    def steps(count: int | None, epochs: float) -> int:
-        return count if count is not None else round(epochs * images / config.batch_size)
-
-    if config.batch_size > images:
-        raise SettingError(f"batch_size must be at most the {images} training images, found {config.batch_size}")
-    total = steps(config.total_steps, config.total_epochs)
-    if total < 1:
-        raise SettingError(f"total_steps (or total_epochs) must give at least one step, found {total}")
-    return total, steps(config.optimizer.warmup_steps, config.optimizer.warmup_epochs)
-
-
-def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
-    """The run's folder, made where it is missing.
-
-    Raises:
-      ValueError: it cannot be made or written to.
-    """
-    if "://" in str(workdir):
-        raise SettingError(f"--workdir must be a path that every host has mounted, found the address {workdir}")
-    path = pathlib.Path(workdir).expanduser().absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        reason = error.strerror
-        raise SettingError(f"--workdir {path} cannot be written to ({reason}); name a folder that can") from error
-    return path
+    checkpointer, step = open_run(workdir)
+    changes = {"devices": devices, **({} if data_dir is None else {"data.dir": data_dir})}
+    components = build(with_values(read_config(workdir), changes))
+    variables = checkpointer.restore_variables(step, replicated(components.mesh))
+    checkpointer.close()
+    return components, variables, step

@@ -1,41 +1,24 @@
-"""Config files and the command line: finding, overriding, comparing."""
+"""Config files, the flags that override them, and the config of a run: all read against `dcjax.schema`."""
 
+import argparse
 import contextlib
+import dataclasses
 import inspect
 import json
 import pathlib
-import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
-
 import dcjax
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_text
+from dcjax.schema import KEYS, SECTIONS, Config, flatten, from_keys, unknown_key
 
 CONFIG_FILE = "config.json"
-
-# A ConfigDict. Its own type makes every access a union of all that a config could hold.
-Config = Any
-
 # The length of a run. Another one is another schedule: `dcjax.pretrain.check_length` decides about it.
 LENGTH = ("total_epochs", "total_steps")
-
-# A run may change these when it resumes: they decide where it reads and what it reports, not what it trains. A prefix
-# names all keys below it.
-MAY_CHANGE = (
-    "log_every_steps",
-    "checkpoint_every_steps",
-    "data.dir",
-    "loss.block_size",
-    "data.max_damaged",
-    "data.threads",
-    "devices",
-    "probe",
-)
 
 
 def find_config(path: str) -> pathlib.Path:
@@ -49,7 +32,7 @@ def find_config(path: str) -> pathlib.Path:
       The existing file.
 
     Raises:
-      ValueError: no such file; the message lists the shipped ones.
+      SettingError: no such file; the message lists the shipped ones.
     """
     package = pathlib.Path(dcjax.__file__).parent
     for root in (pathlib.Path(), package, package.parent):
@@ -60,17 +43,18 @@ def find_config(path: str) -> pathlib.Path:
     raise SettingError(f"--config: no file '{path}', here or among the shipped ones: {names}")
 
 
-def load_config(spec: str) -> Config:
+def load_config(spec: str) -> Any:
     """Runs a config file's `get_config`.
 
     Args:
       spec: `file.py`, or `file.py:argument` where `get_config` takes one.
 
     Returns:
-      The config, locked: unknown keys cannot be set.
+      The ConfigDict, locked: unknown keys cannot be set. (Its own type makes every access a union of all types.)
 
     Raises:
-      ValueError: a file that is missing or fails, or an argument that it does not know.
+      SettingError: a file that is missing or fails, an argument that it does not know, or a key that it sets and the
+        schema does not have.
     """
     path, colon, argument = spec.partition(":")
     file = find_config(path)
@@ -82,9 +66,10 @@ def load_config(spec: str) -> Config:
             if colon and not inspect.signature(get_config).parameters:
                 raise SettingError(f"--config={spec}: this config takes no argument, use --config={path}")
             config = get_config(argument) if colon else get_config()
+            from_keys(flatten(config))
         except SettingError:
             raise
-        except ValueError as error:  # what a config says of an argument that it does not know
+        except ValueError as error:  # a config's own answer to an argument that it does not know
             raise SettingError(f"--config={spec}: {error}") from error
         except Exception as error:
             raise SettingError(f"--config={spec}: {type(error).__name__}: {error}") from error
@@ -107,86 +92,83 @@ def _shipped_configs_importable() -> Iterator[None]:
         sys.modules.update(before)
 
 
-def read_config(workdir: pathlib.Path) -> Config:
-    """The config of a run, as its last command had it.
+def add_config_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds `--config` and, for every key of the schema, `--config.KEY`."""
+    parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="the config file (required)")
+    for name in ("", *SECTIONS):
+        kind = SECTIONS.get(name, Config)
+        group = parser.add_argument_group(f"config: {name}" if name else "config", (kind.__doc__ or "").split(". ")[0])
+        for entry in KEYS.values():
+            if entry.name.rpartition(".")[0] == name:
+                about = "; ".join(filter(None, (entry.rule.help, entry.range)))
+                group.add_argument(f"--config.{entry.name}", metavar="VALUE", help=about.replace("%", "%%"))
+
+
+def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """The config file of a command line with the values of its `--config.KEY` flags, and all flags.
+
+    Args:
+      parser: with the flags of `add_config_flags`.
+      argv: the arguments without the program's name.
+
+    Returns:
+      The ConfigDict and the namespace.
 
     Raises:
-      ValueError: `config.json` is missing or damaged.
+      SettingError: no config, an unknown key or flag, a value that its key cannot have, or what `load_config` raises.
     """
-    file = workdir / CONFIG_FILE
+    flags, rest = parser.parse_known_args(argv)
+    for argument in rest:
+        if argument.startswith("--config."):
+            raise unknown_key(argument.removeprefix("--config.").partition("=")[0])
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if not flags.config:
+        parser.error("--config=FILE is required, e.g. --config=configs/quickstart.py")
+    config = load_config(flags.config)
+    given = {name: text for name in KEYS if (text := getattr(flags, f"config.{name}")) is not None}
+    config.update_from_flattened_dict({name: KEYS[name].parse(text) for name, text in given.items()})
+    return config, flags
+
+
+# The config of a run.
+
+
+def write_config(workdir: pathlib.Path, config: Config) -> None:
+    """Writes `config.json`."""
+    replace_text(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def read_config(workdir: pathlib.Path) -> Config:
+    """The config of a run, as its last command had it; nothing is executed.
+
+    Raises:
+      SettingError: `config.json` is missing or damaged, lacks a key, or holds one that the schema does not have.
+    """
+    file, remedy = workdir / CONFIG_FILE, "the command that made the run writes it anew"
     try:
         values = json.loads(file.read_text())
         if not isinstance(values, dict):
             raise ValueError("not a table of keys")
     except (OSError, ValueError) as error:
-        raise SettingError(f"{file} cannot be read ({error}); the command that made the run writes it anew") from error
-    config = ConfigDict(values).lock()
-    missing = sorted(flatten(load_config("configs/directclr.py")).keys() - flatten(config).keys())
-    if missing:
-        raise SettingError(f"{file} lacks {', '.join(missing[:5])}; the command that made the run writes it anew")
-    return config
+        raise SettingError(f"{file} cannot be read ({error}); {remedy}") from error
+    return from_saved(values, file, remedy=remedy)
 
 
-def parse_config(argv: Sequence[str]) -> tuple[str | None, Config, list[str]]:
-    """Takes `--config` and its overrides out of a command line.
-
-    Args:
-      argv: the arguments without the program's name.
-
-    Returns:
-      The value of `--config` and the config with `--config.key=value` overrides applied (None, None where it is not
-      given), and the arguments that are left.
+def from_saved(values: dict[str, Any], file: pathlib.Path, *, remedy: str) -> Config:
+    """The config of a run from the nested values that it saved.
 
     Raises:
-      ValueError: an unknown key (near names suggested), a value of the wrong type, or what `load_config` raises.
+      SettingError: a key is missing, unknown, or has a value that it cannot have; the message ends with the remedy.
     """
-    spec, overrides, rest = None, [], []
-    arguments = iter(argv)
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        name = flag.lstrip("-") if flag.startswith("-") else ""
-        if name == "config":
-            spec = value if equals else next(arguments, "")
-        elif re.match(r"config\.", name):
-            overrides.append(argument if equals else f"{argument}={next(arguments, '')}")
-        else:
-            rest.append(argument)
-    if spec == "":
-        raise SettingError("--config needs a file, e.g. --config=configs/quickstart.py")
-    if spec is None:
-        if overrides:
-            raise SettingError(f"{overrides[0]} overrides a config, but no --config=FILE is given")
-        return None, None, rest
-    config = load_config(spec)
-    known = flatten(config)
-    for override in overrides:
-        key = override.lstrip("-").partition("=")[0].removeprefix("config.")
-        if key not in known:
-            inside = [name for name in known if name.startswith(f"{key}.")]
-            if inside:
-                raise SettingError(f"config key '{key}' is a section; set one of its keys: {', '.join(inside)}")
-            raise unknown_name("config key", key, known)
-    values = flags.FlagValues()
-    argv = ["dcjax", *overrides]
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+    found = flatten(values)
+    missing = [name for name in KEYS if name not in found]
+    if missing:
+        raise SettingError(f"{file} lacks {', '.join(missing[:5])}; {remedy}")
     try:
-        values(argv)
-    except (flags.Error, TypeError, ValueError) as error:
-        raise SettingError(str(error).replace("\n", " ")) from error
-    return spec, values.config, rest
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as `{"a.b": value}` with JSON values."""
-    if isinstance(config, ConfigDict):
-        config = config.to_dict()
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = json.loads(json.dumps(value))
-    return flat
+        return from_keys(found)
+    except SettingError as error:
+        raise SettingError(f"{file}: {error}; {remedy}") from error
 
 
 def check_same_run(saved: dict[str, Any], config: Config) -> None:
@@ -197,13 +179,14 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
       config: the config of the command.
 
     Raises:
-      ValueError: keys that differ, other than those in `MAY_CHANGE` and `LENGTH`.
+      SettingError: keys that differ, other than those that may change and those in `LENGTH`.
     """
     old, new = flatten(saved), flatten(config)
+    free = {name for name, entry in KEYS.items() if entry.rule.may_change} | set(LENGTH)
     differing = [
-        f"{key} ({old.get(key, 'absent')} in the checkpoint, {new.get(key, 'absent')} now)"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not any(f"{key}.".startswith(f"{free}.") for free in (*MAY_CHANGE, *LENGTH))
+        f"{name} ({old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now)"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and name not in free
     ]
     if differing:
         raise SettingError(

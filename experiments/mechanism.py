@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.components import Experiment
+from dcjax.components import Components, load_run
 from dcjax.data.augment import two_views
 from dcjax.losses import info_nce
 from dcjax.models.resnet import ResNet
 from dcjax.pretrain import pretrain
-from dcjax.probe import load_run
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
@@ -82,12 +81,12 @@ def channel_gradients(
     return jnp.sqrt(jnp.mean(at_output**2, axis=0)), jnp.sqrt(jnp.mean(at_input**2, axis=(0, 1, 2)))
 
 
-def views(experiment: Experiment) -> tuple[jax.Array, jax.Array]:
+def views(components: Components) -> tuple[jax.Array, jax.Array]:
     """Two views of a batch of training images."""
-    config, source = experiment.config, experiment.train_source
+    config, source = components.config, components.train_source
     batch_size = min(BATCH, len(source))
-    crops = {"views": 2, "interpolation": experiment.augmentation.interpolation}
-    loader = experiment.train_batches(source, batch_size=batch_size, stream=Stream.ORDER, **crops)
+    crops = {"views": 2, "interpolation": components.augmentation.interpolation}
+    loader = components.train_batches(source, batch_size=batch_size, stream=Stream.ORDER, **crops)
     batch = next(loader)
     loader.close()
     return two_views(
@@ -95,8 +94,8 @@ def views(experiment: Experiment) -> tuple[jax.Array, jax.Array]:
         device_key(config.seed, Stream.AUGMENTATION),
         batch["position"],
         size=config.data.image_size,
-        settings=experiment.augmentation,
-        mesh=experiment.mesh,
+        settings=components.augmentation,
+        mesh=components.mesh,
     )
 
 
@@ -111,14 +110,14 @@ def main(argv: Sequence[str]) -> None:
     if run is None:
         run = WORK.absolute() / "mechanism"
         pretrain(make_config("digits", "direct", seed=0), run)
-    experiment, variables, step = load_run(run.absolute(), devices=1)
-    projector = experiment.config.projector
+    components, variables, step = load_run(run.absolute(), devices=1)
+    projector = components.config.projector
     if projector.name != "direct":
         raise SettingError(f"--run {run} has the projector '{projector.name}'; this figure is about 'direct'")
-    encoder: Any = experiment.exact_network.encoder
+    encoder: Any = components.exact_network.encoder
     own = {kind: variables[kind]["encoder"] for kind in ("params", "batch_stats")}
-    settings = {"d0": projector.d0, "temperature": experiment.config.loss.temperature}
-    output, block_input = (np.asarray(g) for g in channel_gradients(encoder, own, *views(experiment), **settings))
+    settings = {"d0": projector.d0, "temperature": components.config.loss.temperature}
+    output, block_input = (np.asarray(g) for g in channel_gradients(encoder, own, *views(components), **settings))
 
     zero = {"r": int((output == 0).sum()), "input": int((block_input == 0).sum())}
     record = {

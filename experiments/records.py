@@ -11,7 +11,7 @@ import tokenize
 from typing import Any
 
 import dcjax
-from dcjax.config import MAY_CHANGE, flatten
+from dcjax import schema
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
 
@@ -73,12 +73,9 @@ def same_code(one: str, other: str) -> bool:
 
 def run_config(config: Any) -> dict[str, Any]:
     """What identifies a run and its scores: every key but those that say where it reads and how often it reports."""
-    free = [*(key for key in MAY_CHANGE if key != "probe"), "probe.after_training", "probe.eval_batch_size"]
-    return {
-        key: value
-        for key, value in flatten(config).items()
-        if not any(f"{key}.".startswith(f"{prefix}.") for prefix in free)
-    }
+    free = {name for name, key in schema.KEYS.items() if key.rule.may_change and not name.startswith("probe.")}
+    free |= {"probe.after_training", "probe.eval_batch_size"}
+    return {key: value for key, value in schema.flatten(config).items() if key not in free}
 
 
 def commit() -> str:

@@ -101,14 +101,14 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
     import jax
 
     from dcjax.components import build
+    from dcjax.evaluation.protocol import probe
     from dcjax.pretrain import pretrain
-    from dcjax.probe import probe
     from dcjax.training.metrics import read_metrics
 
     made_by = begin(workdir, {"code": code_fingerprint(), "platform": jax.default_backend()})
     config, start = job.config(), time.process_time()
     config.data.dir = data
-    experiment = build(config)
+    components = build(config)
     loss: list[float] = []
     if row_named(job.row).trained:
         pretrain(config, workdir)
@@ -116,14 +116,14 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
         lines = read_metrics(workdir)
         loss = [lines[0]["loss"], lines[-1]["loss"]]
     else:
-        scores, spectra = score_untrained(experiment)
+        scores, spectra = score_untrained(components)
     return {
         "format": FORMAT,
         "scale": job.scale,
         "row": job.row,
         "seed": job.seed,
         "config": run_config(job.config()),
-        "data": data_fingerprint(experiment),
+        "data": data_fingerprint(components),
         **made_by,
         "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
         "device": jax.devices()[0].device_kind,
@@ -155,10 +155,10 @@ def begin(workdir: pathlib.Path, now: dict[str, str]) -> dict[str, str]:
     return before
 
 
-def data_fingerprint(experiment: Any) -> str:
+def data_fingerprint(components: Any) -> str:
     """A hash of what is trained and tested on: the sources' own, and the bytes of up to 100,000 files of a folder."""
-    digest, data = hashlib.sha256(), experiment.config.data
-    for source, split in ((experiment.train_source, data.train_split), (experiment.test_source, data.test_split)):
+    digest, data = hashlib.sha256(), components.config.data
+    for source, split in ((components.train_source, data.train_split), (components.test_source, data.test_split)):
         if source is None:
             continue
         digest.update(source.fingerprint.encode())
@@ -178,18 +178,19 @@ def read_spectra(workdir: pathlib.Path) -> dict[str, list[float]]:
         return {name: arrays[name].tolist() for name in ("r", "r_unit", "z", "z_unit")}
 
 
-def score_untrained(experiment: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def score_untrained(components: Any) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Scores and spectra of the encoder before its first step, and the scores of raw pixels."""
     from dcjax.evaluation import draw_labelled, spectrum_of_processes
-    from dcjax.probe import DRAWS, cached_scores, pixels, untrained_variables
+    from dcjax.evaluation.baselines import pixels, untrained_variables
+    from dcjax.evaluation.protocol import DRAWS, cached_scores
 
-    per_class = experiment.config.probe.labels_per_class
-    untrained = untrained_variables(experiment)
-    features = [experiment.features(untrained, source) for source in (experiment.train_source, experiment.test_source)]
-    images = [pixels(experiment, source) for source in (experiment.train_source, experiment.test_source)]
+    per_class = components.config.probe.labels_per_class
+    untrained = untrained_variables(components)
+    features = [components.features(untrained, source) for source in (components.train_source, components.test_source)]
+    images = [pixels(components, source) for source in (components.train_source, components.test_source)]
     labels = features[0].labels
     draws = [draw_labelled(labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
-    scores = {name: cached_scores(experiment, *of, draws) for name, of in (("r", features), ("raw pixels", images))}
+    scores = {name: cached_scores(components, *of, draws) for name, of in (("r", features), ("raw pixels", images))}
     rows = features[1].r[: features[1].own]
     return scores, {
         name: spectrum_of_processes(rows, normalize=unit).tolist() for name, unit in (("r", False), ("r_unit", True))

@@ -8,8 +8,11 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from dcjax.config import Config, flatten, load_config
+from ml_collections import ConfigDict
+
+from dcjax.config import load_config
 from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.schema import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +158,7 @@ def row_named(name: str) -> Row:
     return ROWS[name]
 
 
-def make_config(scale_name: str, row_name: str, *, seed: int, changes: Mapping[str, Any] | None = None) -> Config:
+def make_config(scale_name: str, row_name: str, *, seed: int, changes: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of a run, without its data's place.
 
     Args:

@@ -5,17 +5,17 @@ import jax
 
 from dcjax.main import main
 from dcjax.runtime import cli
-from dcjax.training import monitor
+from dcjax.training import metrics
 
-push = monitor.Monitor.push
+push = metrics.StepMetrics.push
 
 
-def fail(self, step, metrics):
-    push(self, step, metrics)
+def fail(self, step, scalars):
+    push(self, step, scalars)
     if step == 5 and jax.process_index() == 0:
         raise OSError("the disk has gone")
 
 
 if __name__ == "__main__":
-    monitor.Monitor.push = fail
+    metrics.StepMetrics.push = fail
     cli.run(main)

@@ -11,10 +11,11 @@ import cv2
 import jax
 import numpy as np
 
-from dcjax.config import flatten, load_config
+from dcjax.config import load_config
 from dcjax.evaluation import Features, place_rows, rows_per_process
 from dcjax.evaluation.features import NO_IMAGE
 from dcjax.models.resnet import ENCODERS, BasicBlock, ResNet
+from dcjax.schema import flatten
 
 ROOT = pathlib.Path(__file__).parent.parent
 

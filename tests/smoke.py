@@ -28,10 +28,10 @@ import jax  # noqa: E402  (the environment above must be set before JAX starts)
 import numpy as np  # noqa: E402
 from helpers import as_flags, tiny_config, vmapped_product_error  # noqa: E402
 
+from dcjax.evaluation.protocol import probe  # noqa: E402
 from dcjax.losses import info_nce, nt_xent  # noqa: E402
 from dcjax.main import main  # noqa: E402
 from dcjax.pretrain import pretrain  # noqa: E402
-from dcjax.probe import probe  # noqa: E402
 from dcjax.runtime.mesh import make_mesh  # noqa: E402
 
 

@@ -2,11 +2,15 @@
 
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
-from dcjax.config import check_same_run, find_config, flatten, load_config, parse_config
+from dcjax.config import add_config_flags, check_same_run, config_from_flags, find_config, load_config
+from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
+from dcjax.schema import KEYS, Config, check_config, defaults, flatten, from_keys, markdown, with_values
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARGUMENTS = {
@@ -76,8 +80,15 @@ def test_own_configs_may_use_the_shipped_parts(tmp_path, monkeypatch):
     assert load_config("mine.py").seed == 7
 
 
+def parse(argv):
+    parser = cli.Parser(prog="test", description="")
+    parser.add_argument("--workdir")
+    add_config_flags(parser)
+    return config_from_flags(parser, argv)
+
+
 def test_overrides_have_the_types_of_the_config():
-    spec, config, rest = parse_config(
+    config, flags = parse(
         [
             "--config=configs/quickstart.py",
             "--config.batch_size=64",
@@ -90,8 +101,7 @@ def test_overrides_have_the_types_of_the_config():
             "--workdir=x",
         ]
     )
-    assert spec == "configs/quickstart.py"
-    assert rest == ["--workdir=x"]
+    assert (flags.config, flags.workdir) == ("configs/quickstart.py", "x")
     assert (config.batch_size, config.total_steps, config.data.name) == (64, 7, "folder")
     assert config.optimizer.learning_rate == 2.0
     assert config.augment.blur == (0.5, 0.25)
@@ -117,7 +127,7 @@ def test_overrides_have_the_types_of_the_config():
 )
 def test_bad_command_lines(argv, message):
     with pytest.raises(SettingError, match=message) as error:
-        parse_config(argv)
+        parse(argv)
     assert "\n" not in str(error.value)
 
 
@@ -133,17 +143,94 @@ def test_a_config_file_that_fails_is_named(tmp_path):
 def test_only_what_does_not_change_the_training_may_change():
     config = load_config("configs/quickstart.py")
     saved = json.loads(json.dumps(config.to_dict()))
-    check_same_run(saved, config)
+    check_same_run(saved, check_config(config))
     with config.unlocked():
         config.total_epochs, config.total_steps, config.devices = 3.0, 500, 4
         config.log_every_steps, config.checkpoint_every_steps = 1, 2
         config.data.dir, config.data.threads = "elsewhere", 2
         config.probe.epochs = 3
-    check_same_run(saved, config)
+    check_same_run(saved, check_config(config))
     config.batch_size, config.augment.crop_scale = 64, (0.2, 1.0)
     with pytest.raises(SettingError) as error:
-        check_same_run(saved, config)
+        check_same_run(saved, check_config(config))
     message = str(error.value)
     assert f"batch_size ({saved['batch_size']} in the checkpoint, 64 now)" in message
     assert f"augment.crop_scale ({saved['augment']['crop_scale']} in the checkpoint, [0.2, 1.0] now)" in message
     assert "total_steps" not in message
+
+
+# The schema.
+
+# A value of another type and one out of range for every key that has a range; both are told with key and value.
+WRONG = {bool: "yes", int: 1.5, float: "fast", str: 3}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_each_key_refuses_another_type(name):
+    key = KEYS[name]
+    for wrong in (WRONG.get(key.type, "1"), [1.0]):
+        with pytest.raises(SettingError, match=rf"^{name} must be {key.kind}, found ") as error:
+            from_keys({name: wrong})
+        assert repr(wrong) in str(error.value)
+    if key.type in (int, float):
+        with pytest.raises(SettingError, match=f"{name} must be"):
+            from_keys({name: True})
+
+
+@pytest.mark.parametrize("name", [name for name, key in KEYS.items() if key.range and not key.rule.table])
+def test_each_key_refuses_what_is_out_of_range(name):
+    key, rule = KEYS[name], KEYS[name].rule
+    if rule.choices:
+        with pytest.raises(SettingError, match=rf"^{name} 'nonsense' is not known.*{rule.choices[0]}"):
+            from_keys({name: "nonsense"})
+        return
+    step = 1 if key.type in (int, int | None) else 0.5
+    outside = [
+        *([rule.least - step] if rule.least is not None else []),
+        *([rule.most + step] if rule.most is not None else []),
+        *([rule.above] if rule.above is not None else []),
+        *([rule.below] if rule.below is not None else []),
+    ]
+    count = len(key.default) if isinstance(key.default, tuple) else 0
+    for value in outside:
+        value = (*key.default[:-1], float(value)) if count else value
+        with pytest.raises(SettingError, match=rf"^{name} must be {key.range}, found ") as error:
+            from_keys({name: value})
+        assert str(value) in str(error.value) or f"{value:g}" in str(error.value)
+
+
+def test_numbers_must_be_finite():
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(SettingError, match="total_epochs must be finite"):
+            from_keys({"total_epochs": value})
+
+
+def test_names_of_tables_are_checked_with_the_tables():
+    for name in (name for name, key in KEYS.items() if key.rule.table):
+        config = from_keys({name: "nonsense"})  # without an import of the table
+        with pytest.raises(SettingError, match=f"{name} 'nonsense' is not known"):
+            check_config(config)
+
+
+def test_unknown_keys_suggest_near_ones():
+    with pytest.raises(SettingError, match=r"'optimizer.momentun'.*'optimizer.momentum'"):
+        from_keys({"optimizer.momentun": 0.9})
+
+
+def test_the_defaults_are_the_recipe():
+    config = defaults()
+    assert check_config(config) == Config()
+    config.total_steps = 7  # a placeholder in the ConfigDict
+    assert check_config(config).total_steps == 7
+    assert flatten(with_values(Config(), {"model.width": 2}))["model.width"] == 2.0
+
+
+def test_the_schema_imports_no_jax():
+    code = "import sys, dcjax.schema, dcjax.config, dcjax.main; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_list_of_keys_is_that_of_the_schema():
+    found = (ROOT / "docs" / "config.md").read_text().rstrip()
+    assert found == markdown(), "write it anew: python -m dcjax.schema > docs/config.md"
+    assert all(f"`{name}`" in found for name in KEYS)

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from helpers import tiny_config
 
+from dcjax.components import load_run
+from dcjax.evaluation.protocol import probe
 from dcjax.pretrain import pretrain
-from dcjax.probe import load_run, probe
 from dcjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.gpu
@@ -21,9 +22,9 @@ def run(tmp_path_factory):
 
 
 def test_training_computes_in_bfloat16_and_stays_near_float32(run, tmp_path):
-    experiment, _, _ = load_run(run)
-    assert experiment.network.encoder.dtype == jax.numpy.bfloat16
-    assert experiment.exact_network.encoder.dtype == jax.numpy.float32
+    components, _, _ = load_run(run)
+    assert components.network.encoder.dtype == jax.numpy.bfloat16
+    assert components.exact_network.encoder.dtype == jax.numpy.float32
     wide = tiny_config(total_steps=2, data__image_size=16, batch_size=64, model__dtype="float32")
     pretrain(wide, tmp_path / "wide")
     losses = [[row["loss"] for row in read_metrics(folder)] for folder in (run, tmp_path / "wide")]
@@ -31,12 +32,12 @@ def test_training_computes_in_bfloat16_and_stays_near_float32(run, tmp_path):
 
 
 def test_features_equal_those_of_the_cpu(run):
-    experiment, variables, _ = load_run(run)
-    features = experiment.features(variables, experiment.test_source)
-    batch = next(experiment.eval_batches(experiment.test_source))
+    components, variables, _ = load_run(run)
+    features = components.features(variables, components.test_source)
+    batch = next(components.eval_batches(components.test_source))
     with jax.default_device(jax.devices("cpu")[0]):
-        images = experiment.normalized(jax.numpy.asarray(batch["image"]))
-        r, _, _ = experiment.exact_network.apply(jax.device_get(variables), images, train=False)
+        images = components.normalized(jax.numpy.asarray(batch["image"]))
+        r, _, _ = components.exact_network.apply(jax.device_get(variables), images, train=False)
     np.testing.assert_allclose(features.r[: len(r)], r, rtol=1e-3, atol=1e-4 * features.r.max())
 
 

@@ -20,13 +20,14 @@ from dcjax.data.loader import epoch_order
 from dcjax.losses import LOSSES
 from dcjax.models import Network, make_encoder, make_projector
 from dcjax.pretrain import pretrain
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import SettingError, StoppedRunError
 from dcjax.runtime.mesh import batch_sharding, make_mesh, replicated
 from dcjax.runtime.randomness import Stream, host_seed
-from dcjax.training import monitor
+from dcjax.training import metrics, signals
 from dcjax.training.checkpoint import Checkpointer
 from dcjax.training.metrics import MetricsWriter, read_metrics
 from dcjax.training.state import init_state
+from dcjax.training.step import make_objective
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def processes(tmp_path_factory):
 import os, signal
 from dcjax.main import main as uninterrupted
 uninterrupted({[*as_flags(config), f"--workdir={folder / 'whole'}"]})
-from dcjax.training.monitor import Monitor
+from dcjax.training.metrics import StepMetrics
 push = Monitor.push
 def push_and_stop(self, step, metrics):
     push(self, step, metrics)
@@ -115,13 +116,13 @@ def test_the_position_gives_the_next_batch(processes):
     checkpointer = Checkpointer(workdir)
     (position, _), (at_the_end, _) = (checkpointer.restore_record(step) for step in (2, 4))
     checkpointer.close()
-    experiment = build(tiny_config())
-    source = experiment.train_source
+    components = build(tiny_config())
+    source = components.train_source
     assert position.pop("unlogged")["steps"] == 1  # the first step has a line of its own, lines are of 3 steps
     assert position == {"step": 2, "batch_size": 16, "seed": 0, "data": source.fingerprint}
     assert at_the_end["step"] == 4
     crops = {"views": 2, "interpolation": "bicubic"}
-    loaders = [experiment.train_batches(source, batch_size=16, stream=Stream.ORDER, **crops) for _ in range(2)]
+    loaders = [components.train_batches(source, batch_size=16, stream=Stream.ORDER, **crops) for _ in range(2)]
     loaders[0].seek(position["step"])
     for _ in range(2):
         next(loaders[1])
@@ -145,7 +146,7 @@ def test_one_and_eight_devices_give_the_same_objective_and_gradient(x64):
     found = {}
     for devices, block_size in ((1, "none"), (8, "none"), (8, "3")):
         mesh, config.loss.block_size = make_mesh(devices), block_size
-        objective = loop.make_objective(network, loop.make_loss(config, mesh), seed=0)
+        objective = make_objective(network, loop.make_loss(config, mesh), seed=0)
         rows = batch_sharding(mesh)
         differentiate = jax.jit(
             jax.value_and_grad(objective, has_aux=True),
@@ -172,7 +173,7 @@ def test_both_views_of_a_step_take_the_same_random_entries():
         seen.append(z)
         return jnp.abs(z - z_prime).max()
 
-    objective = loop.make_objective(network, watch, seed=0)
+    objective = make_objective(network, watch, seed=0)
     for step in (0, 0, 1):
         at_step = dataclasses.replace(state, step=jnp.int32(step))
         assert float(objective(state.params, at_step, x, x, None)[0]) == 0
@@ -306,7 +307,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     assert whole.returncode == 0, whole.stderr
     killed = """
 import os, signal, threading
-from dcjax.training.monitor import Monitor
+from dcjax.training.metrics import StepMetrics
 push = Monitor.push
 def push_and_wait(self, step, metrics):
     push(self, step, metrics)
@@ -362,9 +363,9 @@ def test_an_image_that_does_not_decode_stops_the_run_and_loses_no_step(tmp_path)
 def test_the_host_stays_close_to_the_device(tmp_path):
     """A step's scalars are read when STEPS_IN_FLIGHT later ones were dispatched, not before and not much after."""
     writer = MetricsWriter(tmp_path, first_step=0, kept_step=0, total_steps=9, batch_size=1)
-    watch = monitor.Monitor(writer, every=3, batch_size=1, sums={})
+    watch = metrics.StepMetrics(writer, every=3, batch_size=1, sums={})
     for step in range(1, 8):
-        watch.push(step, {"loss": np.float32(step)} | dict.fromkeys(monitor.GUARDED[1:], np.float32(1)))
+        watch.push(step, {"loss": np.float32(step)} | dict.fromkeys(metrics.GUARDED[1:], np.float32(1)))
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
     watch.drain()
     watch.flush()
@@ -375,7 +376,7 @@ def test_the_host_stays_close_to_the_device(tmp_path):
 
 def test_signals_are_restored():
     before = signal.getsignal(signal.SIGTERM)
-    with monitor.StopRequest() as stop:
+    with signals.StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.reached(0)
     assert signal.getsignal(signal.SIGTERM) is before
@@ -446,8 +447,8 @@ def test_the_log_of_a_stopped_run_is_that_of_the_uninterrupted_one(tmp_path, mon
     for stop in (2, 3):
         workdir = tmp_path / str(stop)
         with monkeypatch.context() as patch:
-            patch.setattr(monitor.StopRequest, "reached", lambda self, step, stop=stop: step == stop)
-            with pytest.raises(SystemExit, match=f"stopped at step {stop} of 4"):
+            patch.setattr(signals.StopRequest, "reached", lambda self, step, stop=stop: step == stop)
+            with pytest.raises(StoppedRunError, match=f"stopped at step {stop} of 4"):
                 pretrain(config, workdir)
         assert read_metrics(workdir)[-1]["step"] == stop  # the steps before it are not lost
         pretrain(config, workdir)

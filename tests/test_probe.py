@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_config, write_images
+from ml_collections import ConfigDict
 
-from dcjax.components import build, sgd_batch_size
+from dcjax.components import build, load_run
 from dcjax.config import read_config
 from dcjax.data import open_source
+from dcjax.evaluation.baselines import pixels, untrained_variables
+from dcjax.evaluation.protocol import chosen_columns, make_represent, probe
 from dcjax.models.conv import conv2d
 from dcjax.pretrain import pretrain
-from dcjax.probe import PARTS, chosen_columns, load_run, main, make_represent, pixels, probe, untrained_variables
+from dcjax.probe import PARTS, main
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.mesh import make_mesh
+from dcjax.schema import with_values
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +86,7 @@ def test_the_encoder_stays_as_it_was(run, monkeypatch):
         held.append(load_run(*args, **kwargs))
         return held[-1]
 
-    monkeypatch.setattr("dcjax.probe.load_run", remember)
+    monkeypatch.setattr("dcjax.evaluation.protocol.load_run", remember)
     probe(run["paper"], features="all", devices=1)
     jax.tree.map(np.testing.assert_array_equal, held[0][1], before)
     assert files == {p: p.read_bytes() for p in files}
@@ -91,12 +94,12 @@ def test_the_encoder_stays_as_it_was(run, monkeypatch):
 
 def test_the_probe_sees_the_representation_of_evaluation_mode(run):
     """With crops of the whole image and no flip, SGD trains on what is tested: r by the running statistics."""
-    experiment, variables, _ = load_run(run["paper"], devices=1)
-    whole = dataclasses.replace(experiment.augmentation, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
-    experiment = dataclasses.replace(experiment, augmentation=whole)
-    features = experiment.features(variables, experiment.test_source)
-    batch = next(experiment.eval_batches(experiment.test_source))
-    r, labels = make_represent(experiment, variables)(
+    components, variables, _ = load_run(run["paper"], devices=1)
+    whole = dataclasses.replace(components.augmentation, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
+    components = dataclasses.replace(components, augmentation=whole)
+    features = components.features(variables, components.test_source)
+    batch = next(components.eval_batches(components.test_source))
+    r, labels = make_represent(components, variables)(
         {"image": batch["image"], "label": batch["label"], "position": batch["index"].astype(np.uint32)}
     )
     # float32 sums in another order, around entries of another size than the rest
@@ -114,15 +117,15 @@ def test_probing_leaves_what_a_run_is_writing(run):
 
 def test_features_do_not_depend_on_the_batch_or_the_devices(run):
     """Evaluation mode: an image's features are its own; every test image is there once, in order."""
-    experiment, variables, _ = load_run(run["cached"], devices=1)
-    source = experiment.test_source
-    features = experiment.features(variables, source)
+    components, variables, _ = load_run(run["cached"], devices=1)
+    source = components.test_source
+    features = components.features(variables, source)
     assert features.r.shape == (360, 32)
     expected = [source[i][1] for i in range(360)]
     np.testing.assert_array_equal(features.labels, expected)
     for batch_size, devices in ((360, 1), (7, 1), (512, 8)):  # 7 pads the last batch, 512 is more than there is
         other, variables, _ = load_run(run["cached"], devices=devices)
-        other.config.probe.eval_batch_size = batch_size
+        other = dataclasses.replace(other, config=with_values(other.config, {"probe.eval_batch_size": batch_size}))
         again = other.features(variables, source)
         assert again.own == 360
         # Other shapes sum some hundred float32 terms in another order: tens of roundings of the largest entry.
@@ -133,9 +136,9 @@ def test_features_do_not_depend_on_the_batch_or_the_devices(run):
 def test_features_are_float32_whatever_the_training_was(run, tmp_path):
     """bfloat16 would put a floor of noise under the spectrum."""
     pretrain(tiny_config(total_steps=1, model__dtype="bfloat16"), tmp_path / "half")
-    experiment, variables, _ = load_run(tmp_path / "half", devices=1)
-    wide = dataclasses.replace(experiment, exact_network=load_run(run["cached"], devices=1)[0].exact_network)
-    rows = [e.features(variables, e.test_source).r for e in (experiment, wide)]
+    components, variables, _ = load_run(tmp_path / "half", devices=1)
+    wide = dataclasses.replace(components, network=load_run(run["cached"], devices=1)[0].network)
+    rows = [e.features(variables, e.test_source).r for e in (components, wide)]
     np.testing.assert_array_equal(*rows)
 
 
@@ -161,22 +164,22 @@ def test_export(run, tmp_path):
 
 
 def test_raw_pixels_are_the_images():
-    experiment = build(tiny_config())
+    components = build(tiny_config())
     source = open_source("digits", dir="", dataset="", split="test")
-    rows = pixels(experiment, source).r
+    rows = pixels(components, source).r
     assert rows.dtype == np.uint8
     np.testing.assert_array_equal(rows[3], source[3][0].reshape(-1))
 
 
 def test_the_untrained_encoders_statistics_are_settled(run, monkeypatch):
     """With one batch of all images, the settled statistics of the first BatchNorm are those of its input."""
-    experiment, _, _ = load_run(run["cached"], devices=1)
-    monkeypatch.setattr("dcjax.probe.SETTLE_BATCH", 1437)
-    experiment.config.probe.eval_batch_size = 1437
-    variables = untrained_variables(experiment)
-    batch = next(experiment.eval_batches(experiment.train_source))
+    components, _, _ = load_run(run["cached"], devices=1)
+    monkeypatch.setattr("dcjax.evaluation.baselines.SETTLE_BATCH", 1437)
+    components = dataclasses.replace(components, config=with_values(components.config, {"probe.eval_batch_size": 1437}))
+    variables = untrained_variables(components)
+    batch = next(components.eval_batches(components.train_source))
     kernel = variables["params"]["encoder"]["conv1"]["kernel"]
-    images = experiment.normalized(jnp.asarray(batch["image"]))
+    images = components.normalized(jnp.asarray(batch["image"]))
     h = conv2d(images, kernel, strides=(1, 1), padding=((1, 1), (1, 1)))
     found = variables["batch_stats"]["encoder"]["bn1"]
     np.testing.assert_allclose(found["mean"], h.mean((0, 1, 2)), rtol=1e-3, atol=1e-4)
@@ -203,7 +206,7 @@ def test_bad_input(run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"a": 1}', "lacks augment"), ("{", "cannot be read"), ("3", "cannot be read")]
+    ("text", "message"), [('{"a": 1}', "lacks seed, batch_size"), ("{", "cannot be read"), ("3", "cannot be read")]
 )
 def test_a_config_that_is_damaged_is_named(run, text, message):
     file = run["cached"] / "config.json"
@@ -223,7 +226,7 @@ def test_a_config_that_is_damaged_is_named(run, text, message):
     ],
 )
 def test_batches_are_not_rounded(run, tmp_path, settings, devices, message):
-    config = read_config(run["paper"])
+    config = ConfigDict(dataclasses.asdict(read_config(run["paper"])))
     config.probe.update({**settings, "after_training": True})
     config.devices = devices
     with pytest.raises(SettingError, match=message) as error:
@@ -232,9 +235,9 @@ def test_batches_are_not_rounded(run, tmp_path, settings, devices, message):
 
 
 def test_a_source_that_is_smaller_than_a_batch_of_the_recipe():
-    config = tiny_config(probe__batch_size=20)
     for images, devices, expected in ((20, 4, 20), (19, 4, 16), (3, 8, 8), (19, 1, 19)):
-        assert sgd_batch_size(config, make_mesh(devices), images) == expected
+        components = build(tiny_config(probe__batch_size=20, devices=devices))
+        assert components.sgd_batch_size(images) == expected
 
 
 def test_parts_that_the_projector_does_not_have():
@@ -247,7 +250,9 @@ def test_one_class_cannot_be_probed(run, tmp_path, monkeypatch):
         write_images(tmp_path / "data" / split / "only", 12)
     settings = {"total_steps": 1, "batch_size": 8, "data__name": "folder", "data__dir": str(tmp_path / "data")}
     _, variables, step = load_run(run["cached"], devices=1)
-    monkeypatch.setattr("dcjax.probe.load_run", lambda *_, **__: (build(tiny_config(**settings)), variables, step))
+    monkeypatch.setattr(
+        "dcjax.evaluation.protocol.load_run", lambda *_, **__: (build(tiny_config(**settings)), variables, step)
+    )
     with pytest.raises(SettingError, match=r"a probe needs images of two classes or more.*the single class 'only'"):
         probe(run["cached"])
     with pytest.raises(SettingError, match="two classes or more"):  # before training, where the config asks for a probe

@@ -1,7 +1,8 @@
 """The exception that a user's mistake raises, and the one that something outside of the run does."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class SettingError(ValueError):
@@ -17,6 +18,21 @@ class InterruptedRunError(RuntimeError):
 
     The message is a single line, which the commands print before they leave with exit status 1.
     """
+
+
+class StoppedRunError(InterruptedRunError):
+    """SIGINT or SIGTERM came; the state is saved, and the same command goes on from there."""
+
+
+@contextlib.contextmanager
+def section(name: str) -> Iterator[None]:
+    """Names the config section in a `ValueError` of a lower layer, whose message begins with its own argument."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except ValueError as error:
+        raise SettingError(f"{name}.{error}") from error
 
 
 def unknown_name(setting: str, name: str, table: Iterable[str]) -> SettingError:

@@ -2,19 +2,15 @@
 
 import argparse
 import contextlib
-import re
 import time
 import traceback
 from collections.abc import Iterator
 
 from dcjax.runtime.cli import Parser
-from dcjax.runtime.errors import InterruptedRunError, SettingError
+from dcjax.runtime.errors import InterruptedRunError, SettingError, StoppedRunError
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
 LAST_TO_LEAVE_SECONDS = 3
-
-# How the errors begin, or what they name, when the other side of a connection is gone.
-LOST = re.compile(r"^(UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED)|Gloo|[Cc]onnection|[Bb]arrier")
 
 
 def add_process_flags(parser: Parser) -> None:
@@ -73,7 +69,7 @@ def one_of_several() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 or isinstance(error, StoppedRunError):
             raise
         if isinstance(error, SettingError):
             if jax.process_index() == 0:
@@ -82,11 +78,11 @@ def one_of_several() -> Iterator[None]:
                 time.sleep(LAST_TO_LEAVE_SECONDS)
             raise
         this = f"process {jax.process_index()} of {jax.process_count()}"
-        reason = str(error).partition("\n")[0]
-        if isinstance(error, jax.errors.JaxRuntimeError) and LOST.search(reason):
+        if isinstance(error, jax.errors.JaxRuntimeError):  # mostly a connection that is gone
+            reason = str(error).partition("\n")[0]
             raise InterruptedRunError(
-                f"{this} has lost the others ({reason}); see which one ended first and why, then start all of them "
-                "again: the run goes on from its last checkpoint, if there is one"
+                f"{this} ends because a computation of all processes failed ({reason}); see which one ended first and "
+                "why, then start all of them again: the run goes on from its last checkpoint, if there is one"
             ) from error
         traceback.print_exc()
         raise InterruptedRunError(f"{this} failed as shown above, and the others end with it") from error

@@ -38,6 +38,10 @@ class Checkpointer:
         }
         self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
+    def all_steps(self) -> list[int]:
+        """The steps of the complete checkpoints, ascending."""
+        return sorted(self._manager.all_steps())
+
     def latest_step(self) -> int | None:
         """The last complete checkpoint's step, or None."""
         return self._manager.latest_step()
@@ -83,14 +87,19 @@ class Checkpointer:
         """
         return self._restore(step, ocp.args.Composite(state=ocp.args.StandardRestore(template)))["state"]
 
-    def restore_saved(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
-        """The train state of a checkpoint as nested dicts, in the shapes that were saved, whatever the data is now."""
+    def restore_variables(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
+        """The variables of the frozen network, in the shapes that were saved, whatever the data is now.
+
+        The online classifier is left out: the data may have other classes than it has, or the run may have had none.
+        """
         try:
             saved = self._manager.item_metadata(step)["state"]
         except Exception as error:  # as below
             raise self._cannot_read(step, error) from error
         leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved.tree)
-        return self.restore_state(step, leaves)
+        state = self.restore_state(step, leaves)
+        params = {name: state["params"].get(name, {}) for name in ("encoder", "projector")}
+        return {"params": params, "batch_stats": state["batch_stats"], "constants": state["constants"]}
 
     def close(self) -> None:
         """Waits until everything is on disk.
@@ -121,6 +130,25 @@ class Checkpointer:
         return SettingError(
             f"checkpoints cannot be written to {self._folder} ({error}); the earlier ones are as they were"
         )
+
+
+def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpointer, int]:
+    """The checkpoints of a run, for reading, and the step of the last one, or of the one that is wanted.
+
+    Raises:
+      SettingError: there is none, or not that one.
+    """
+    if not (workdir / FOLDER).is_dir():
+        raise SettingError(f"{workdir} holds no checkpoints; name the folder of a run of dcjax.main")
+    checkpointer = Checkpointer(workdir, read_only=True)
+    steps = checkpointer.all_steps()
+    if not steps:
+        raise SettingError(f"{workdir} holds no complete checkpoint; let dcjax.main reach its first")
+    if step is not None and step not in steps:
+        raise SettingError(
+            f"{workdir} holds no complete checkpoint of step {step}; it has {', '.join(map(str, steps))}"
+        )
+    return checkpointer, steps[-1] if step is None else step
 
 
 def holds_checkpoint(workdir: str | os.PathLike[str]) -> bool:

@@ -9,6 +9,7 @@ best of the rounds counts. With --profile the last round is recorded for TensorB
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import sys
@@ -18,13 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.components import compute_dtype
-from dcjax.config import parse_config
+from dcjax.components import make_modules
+from dcjax.config import add_config_flags, config_from_flags
 from dcjax.data.augment import Augmentation
-from dcjax.models import Network, make_encoder, make_projector
-from dcjax.pretrain import make_loss, make_optimizer, make_schedule, make_train_step
+from dcjax.models import Network
+from dcjax.pretrain import make_loss, make_optimizer, make_schedule
 from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated, to_devices
+from dcjax.schema import check_config
 from dcjax.training.state import init_state
+from dcjax.training.step import make_train_step
 
 
 def main() -> None:
@@ -33,13 +36,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of a round")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds")
     parser.add_argument("--profile", help="a folder for the profile of the last round")
-    spec, config, rest = parse_config(["--config=configs/directclr.py", *sys.argv[1:]])
-    flags = parser.parse_args(rest)
+    add_config_flags(parser)
+    config, flags = config_from_flags(parser, ["--config=configs/directclr.py", *sys.argv[1:]])
     config.batch_size = flags.batch_size
-    mesh, dtype = make_mesh(config.devices), compute_dtype(config.model.dtype)
+    config = check_config(config)
+    mesh = make_mesh(config.devices)
     check_batch(config.batch_size, mesh)
-    encoder = make_encoder(**{**config.model, "dtype": dtype})
-    network = Network(encoder, make_projector(width=encoder.features, dtype=dtype, **config.projector), classes=1000)
+    network = Network(*make_modules(config), classes=1000)
     size, stored = config.data.image_size, config.data.stored_size
     schedule = make_schedule(config, images=1_281_167)
     optimizer = make_optimizer(config, schedule)
@@ -48,7 +51,7 @@ def main() -> None:
         optimizer,
         schedule,
         loss=make_loss(config, mesh),
-        augmentation=Augmentation(**config.augment),
+        augmentation=Augmentation(**dataclasses.asdict(config.augment)),
         image_size=size,
         seed=config.seed,
         mesh=mesh,
@@ -84,10 +87,10 @@ def main() -> None:
             best = min(best, (time.perf_counter() - start) / flags.steps)
     memory = compiled.memory_analysis()
     line = {
-        "config": spec,
+        "config": flags.config,
         "device": jax.devices()[0].device_kind,
         "devices": mesh.size,
-        "dtype": jnp.dtype(dtype).name,
+        "dtype": jnp.dtype(network.encoder.dtype).name,
         "size": size,
         "batch_size": n,
         "step_ms": round(1e3 * best, 2),

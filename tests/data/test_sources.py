@@ -338,7 +338,7 @@ loader = dcjax.data.train_loader(source, batch_size=4, seed=0, size=4, stored_si
 assert next(loader)["image"].shape == (4, 2, 4, 4, 3)
 assert sum(source[i][1] for i in range(len(source))) == 5
 assert "tensorflow_datasets" in sys.modules and "tensorflow" not in sys.modules
-import dcjax.pretrain, dcjax.probe
+import dcjax.pretrain, dcjax.evaluation.protocol
 """
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from helpers import ROOT, as_flags, tiny_config, write_images
 
-from dcjax.components import check_values
-from dcjax.config import flatten, load_config
+from dcjax.config import load_config
 from dcjax.models import PROJECTORS
 from dcjax.runtime.errors import InterruptedRunError, SettingError
+from dcjax.schema import check_config, flatten
 from experiments import d0_sweep, figure2, figure7, grid, learning_rate, mechanism, run, subvector, table1, table2
 from experiments.records import RESULTS, bare_source, code_fingerprint, read_result, rounded, write_result
 from experiments.scales import ROWS, SCALES, Scale, make_config, open_data
@@ -42,7 +42,7 @@ def test_every_row_has_a_config(scale):
         assert config.projector.name == row.projector
         assert config.seed == 3
         assert 1 <= config.projector.d0 <= SCALES[scale].width
-        check_values(config)
+        check_config(config)
         seen.add((row.projector, config.projector.d0))
     assert {projector for projector, _ in seen} == set(PROJECTORS)
     assert len({d0 for _, d0 in seen}) == 5

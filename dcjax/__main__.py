@@ -1,0 +1,44 @@
+"""The command `dcjax`: lists the commands of the package and starts one."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError, unknown_name
+
+# Name: the module whose `main` it is, and a line of help.
+COMMANDS = {
+    "main": ("dcjax.main", "train an encoder as a config file says, or go on with a run"),
+    "probe": ("dcjax.probe", "score the frozen encoder of a run: linear probe, nearest neighbours, effective rank"),
+    "prepare": ("dcjax.data.prepare", "prepare a data set once, from class folders or by TFDS"),
+    "toy": ("dcjax.toy.__main__", "put the theorems and the toy figures of the paper to the test"),
+}
+
+
+def usage() -> str:
+    """The list of the commands."""
+    lines = ["usage: dcjax COMMAND ...          (dcjax COMMAND --help lists its flags)", ""]
+    return "\n".join([*lines, *(f"  {name:<9}{about}" for name, (_, about) in COMMANDS.items())])
+
+
+def start(argv: Sequence[str]) -> None:
+    """Runs the command that the first argument names."""
+    if not argv:
+        raise SettingError(f"a command is missing; known: {', '.join(COMMANDS)} (dcjax --help)")
+    name, *rest = argv
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        raise unknown_name("command", name, COMMANDS)
+    importlib.import_module(COMMANDS[name][0]).main(rest)
+
+
+def main() -> None:
+    """The console script."""
+    cli.run(start, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""A trained encoder without its data set: from a run's checkpoint to representations of one's own images."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from dcjax.components import make_modules
+from dcjax.config import from_saved
+from dcjax.data import crops
+from dcjax.data.augment import normalize
+from dcjax.runtime.mesh import make_mesh, replicated
+from dcjax.schema import Config
+from dcjax.training.checkpoint import FOLDER, open_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder.
+
+    Attributes:
+      module: the Linen module, in float32: `module.apply(variables, images, train=False)` takes normalised images
+        `[n, s, s, 3]`.
+      variables: its parameters and batch statistics, on the first device.
+      config: the config of its run.
+      step: the optimiser steps that it was trained for.
+    """
+
+    module: nn.Module
+    variables: dict[str, Any]
+    config: Config
+    step: int
+
+    def encode(self, images: np.ndarray | Sequence[np.ndarray], *, batch_size: int = 128) -> Float[np.ndarray, "n d"]:
+        """Representations of images, with the preprocessing of the run's test images.
+
+        Where the run's images are of one size (`data.stored_size`), images of that size are taken whole, and of others
+        the central square is resized to it. Otherwise the shorter side is resized to 256/224 of `data.image_size` and
+        the centre is cropped.
+
+        Args:
+          images: `[n, h, w, 3]`, or a sequence of images `[h, w, 3]` of any sizes: RGB, uint8, or floats in [0, 1],
+            which are rounded to 8 bits as training images are.
+          batch_size: images that are encoded at a time; the last batch is padded.
+
+        Returns:
+          r, `[n, d]` float32.
+
+        Raises:
+          ValueError: images of another shape, dtype or range, or a batch size below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
+        if isinstance(images, np.ndarray) and images.ndim != 4:
+            raise ValueError(f"images must be [n, h, w, 3] or a sequence of [h, w, 3], found the shape {images.shape}")
+        side = self.config.data.stored_size or self.config.data.image_size
+        found = []
+        for start in range(0, len(images), batch_size):
+            batch = np.zeros((batch_size, side, side, 3), np.uint8)
+            chunk = images[start : start + batch_size]
+            for place, image in zip(batch, chunk, strict=False):
+                place[:] = self._preprocess(np.asarray(image))
+            found.append(np.asarray(self._compiled(self.variables, batch))[: len(chunk)])
+        return np.concatenate(found) if found else np.zeros((0, self.module.features), np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _preprocess(self, image: np.ndarray) -> np.ndarray:
+        if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"images must be [h, w, 3], found the shape {image.shape}")
+        if np.issubdtype(image.dtype, np.floating):
+            if not (image.min() >= 0 and image.max() <= 1):
+                raise ValueError(f"images of floats must lie in [0, 1], found {image.min():g} to {image.max():g}")
+            image = np.rint(255 * image).astype(np.uint8)
+        if image.dtype != np.uint8:
+            raise ValueError(f"images must be uint8 or floats in [0, 1], found {image.dtype}")
+        side, interpolation = self.config.data.stored_size, self.config.probe.interpolation
+        if not side:
+            return crops.center_crop(image, self.config.data.image_size, interpolation=interpolation)
+        height, width = image.shape[:2]
+        if (height, width) == (side, side):
+            return image
+        square = min(height, width)
+        box = ((height - square) // 2, (width - square) // 2, square, square)
+        return crops.crop_resize(image, box, side, interpolation=interpolation)
+
+    @functools.cached_property
+    def _compiled(self) -> Any:
+        augment, size = self.config.augment, self.config.data.image_size
+
+        @jax.jit
+        def encode(variables: Any, images: jax.Array) -> jax.Array:
+            x = normalize(images, size=size, interpolation=augment.interpolation, mean=augment.mean, std=augment.std)
+            with jax.default_matmul_precision("float32"):  # the default is TF32 on a GPU and bfloat16 on a TPU
+                r: Any = self.module.apply(variables, x, train=False)
+            return r
+
+        return encode
+
+
+def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
+    """Loads the encoder of a run; its data set is not opened.
+
+    Args:
+      run_or_checkpoint: the run's folder, for its last checkpoint, or one of the folders in `checkpoints/`.
+
+    Returns:
+      The encoder, on the first device, computing in float32.
+
+    Raises:
+      SettingError: no checkpoint there, one that is damaged, or one of another version of the package.
+    """
+    path, step = pathlib.Path(run_or_checkpoint).expanduser().absolute(), None
+    if path.parent.name == FOLDER and path.name.isdecimal():
+        path, step = path.parent.parent, int(path.name)
+    checkpointer, step = open_run(path, step)
+    _, saved = checkpointer.restore_record(step)
+    config = from_saved(saved, path / FOLDER / str(step), remedy="load it with the version of dcjax that wrote it")
+    variables = checkpointer.restore_variables(step, replicated(make_mesh(1)))
+    checkpointer.close()
+    module, _ = make_modules(config, jax.numpy.float32)
+    collections = {name: variables[name]["encoder"] for name in ("params", "batch_stats")}
+    return Encoder(module, collections, config, step)

@@ -1,0 +1,389 @@
+"""The schema of a run: every key with its type, range, default and meaning.
+
+Config files, `--config.KEY=VALUE` flags and a run's `config.json` are all checked against these dataclasses. The module
+imports no JAX, so that a mistake is answered before JAX has started. docs/config.md is the list of the keys:
+
+    python -m dcjax.schema > docs/config.md
+"""
+
+import ast
+import dataclasses
+import importlib
+import json
+import math
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from dcjax.runtime.errors import SettingError, unknown_name
+
+Pair = tuple[float, float]
+Colour = tuple[float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What is known of a key besides its name, type and default.
+
+    Attributes:
+      help: a line for `--help` and docs/config.md.
+      least, most: inclusive bounds of a number, or of each number of a tuple.
+      above, below: exclusive ones.
+      choices: the allowed names.
+      table: `module:TABLE`, a dict whose keys are the allowed names; it is imported when a value is checked.
+      may_change: a resumed run may have another value: the key decides where it reads or what it reports, not what it
+        trains.
+    """
+
+    help: str
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    table: str = ""
+    may_change: bool = False
+
+
+def key(default: Any, help: str, **rule: Any) -> Any:
+    """A field of a section."""
+    return dataclasses.field(default=default, metadata={"rule": Rule(help, **rule)})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The encoder."""
+
+    name: str = key("resnet50", "the encoder", table="dcjax.models:ENCODERS")
+    width: float = key(1.0, "factor on all channel counts", above=0)
+    stem: str = key("imagenet", "7x7 convolution and max pool, or 3x3 for small images", choices=("imagenet", "small"))
+    dtype: str = key(
+        "auto", "compute dtype; auto: bfloat16 on accelerators, float32 on CPU", choices=("auto", "float32", "bfloat16")
+    )
+    remat: bool = key(False, "recompute the inside of each residual block in the backward pass")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProjectorConfig:
+    """The map from the representation r to the embedding z."""
+
+    name: str = key("direct", "the projector", table="dcjax.models:PROJECTORS")
+    d0: int = key(360, "entries of r that the loss sees, at most the width of r; 360 of 2048 in the paper")
+    hidden: int = key(2048, "hidden width of mlp")
+    features: int = key(128, "width of z, for linear and mlp")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """The contrastive loss."""
+
+    name: str = key("info_nce", "the loss", table="dcjax.losses:LOSSES")
+    temperature: float = key(0.1, "divides the cosine similarities", above=0)
+    block_size: str = key(
+        "auto",
+        "rows of a tile of the logits; none: all logits at once; auto: tiles where a device would hold many logits",
+        may_change=True,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """LARS and its schedule."""
+
+    learning_rate: float = key(
+        4.8, "peak rate, of the paper's batch of 4096; never rescaled: for another batch start from the same share",
+        above=0,
+    )  # fmt: skip
+    warmup_epochs: float = key(10.0, "length of the linear warm-up", least=0)
+    warmup_steps: int | None = key(None, "counts instead of warmup_epochs where it is given", least=0)
+    final_scale: float = key(0.001, "last learning rate as a share of the peak", least=0)
+    momentum: float = key(0.9, "of LARS", least=0, below=1)
+    weight_decay: float = key(1e-6, "of LARS; biases and BatchNorm scales take none", least=0)
+    trust_coefficient: float = key(0.001, "of LARS", above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The images."""
+
+    name: str = key("tfds", "the kind of source", table="dcjax.data:SOURCES")
+    dataset: str = key("imagenet2012", "TFDS name, for tfds")
+    dir: str = key("", "the images' folder; empty: TFDS's own default", may_change=True)
+    train_split: str = key("train", "the split that trains")
+    test_split: str = key("validation", "the split that tests; empty for none")
+    image_size: int = key(224, "side of a crop in pixels", least=1)
+    stored_size: int = key(0, "side of the images where all are of one size; 0 where sizes vary", least=0)
+    threads: int = key(16, "threads that read and decode", least=0, may_change=True)
+    max_damaged: float = key(
+        0.001, "share of the images that may be damaged, each replaced by the next one", least=0, below=1,
+        may_change=True,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """The two views."""
+
+    crop_scale: Pair = key((0.08, 1.0), "smallest and largest area of a crop, as a share of the image's")
+    crop_ratio: Pair = key((3 / 4, 4 / 3), "smallest and largest width / height of a crop")
+    interpolation: str = key("bicubic", "of the crop, antialiased", choices=("bicubic", "bilinear"))
+    flip: float = key(0.5, "probability of a mirrored view", least=0, most=1)
+    jitter: float = key(0.8, "probability of the colour jitter", least=0, most=1)
+    brightness: float = key(0.4, "strength of the jitter", least=0)
+    contrast: float = key(0.4, "strength of the jitter", least=0)
+    saturation: float = key(0.2, "strength of the jitter", least=0)
+    hue: float = key(0.1, "strength of the jitter, in turns of the colour circle", least=0, most=0.5)
+    grayscale: float = key(0.2, "probability of a grey view", least=0, most=1)
+    blur: Pair = key((1.0, 0.1), "probability in the first and in the second view", least=0, most=1)
+    blur_sigma: Pair = key((0.1, 2.0), "smallest and largest standard deviation, in pixels", above=0)
+    solarize: Pair = key((0.0, 0.2), "probability in the first and in the second view", least=0, most=1)
+    mean: Colour = key((0.485, 0.456, 0.406), "of the colours in [0, 1], for the normalisation")
+    std: Colour = key((0.229, 0.224, 0.225), "of the colours in [0, 1], for the normalisation", above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeConfig:
+    """The evaluation of the frozen encoder. A resumed run may change all of it."""
+
+    after_training: bool = key(False, "probe at the end of the training", may_change=True)
+    cached: bool = key(
+        False, "solve a logistic regression on features that are computed once; otherwise SGD on augmented images",
+        may_change=True,
+    )  # fmt: skip
+    epochs: int = key(100, "of SGD", least=1, may_change=True)
+    batch_size: int = key(256, "of SGD", least=1, may_change=True)
+    eval_batch_size: int = key(
+        0, "images encoded at a time, over all devices; 0: 128 for each device", least=0, may_change=True
+    )
+    learning_rate: float = key(0.1, "of SGD", above=0, may_change=True)
+    # The paper's numbers come from a script that makes a cosine schedule and never steps it.
+    schedule: str = key(
+        "constant", "of SGD; cosine is stepped once an epoch", table="dcjax.evaluation:SCHEDULES", may_change=True
+    )
+    # Torchvision's default, which the authors' probe used.
+    interpolation: str = key(
+        "bilinear", "of the probe's crops, antialiased", choices=("bicubic", "bilinear"), may_change=True
+    )
+    momentum: float = key(0.9, "of SGD", least=0, below=1, may_change=True)
+    weight_decay: float = key(1e-6, "of SGD", least=0, may_change=True)
+    labels_per_class: int = key(0, "score with so few labels too; 0: all labels only", least=0, may_change=True)
+    neighbors: int = key(20, "of the nearest-neighbour vote", least=1, may_change=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A checked config. The defaults are the paper's recipe: ImageNet, ResNet-50, DirectCLR, batch 4096, 100 epochs."""
+
+    seed: int = key(0, "of parameters, order, augmentation and probe", least=0, below=2**32)
+    batch_size: int = key(4096, "global, over all devices", least=1)
+    total_epochs: float = key(100.0, "length of the run", least=0)
+    total_steps: int | None = key(None, "counts instead of total_epochs where it is given", least=1)
+    devices: int = key(0, "how many devices to use; 0: all", least=0, may_change=True)
+    log_every_steps: int = key(50, "steps to a line of metrics.jsonl", least=1, may_change=True)
+    checkpoint_every_steps: int = key(1000, "steps to a checkpoint", least=1, may_change=True)
+    model: ModelConfig = ModelConfig()
+    projector: ProjectorConfig = ProjectorConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    probe: ProbeConfig = ProbeConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """A key of the schema.
+
+    Attributes:
+      name: with its section, as in `optimizer.momentum`.
+      type: of its values.
+      default: the only one.
+      rule: what else is known of it.
+    """
+
+    name: str
+    type: Any
+    default: Any
+    rule: Rule
+
+    @property
+    def kind(self) -> str:
+        """The type in words."""
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        if self.type == int | None:
+            return "a whole number or none"
+        return words.get(self.type) or f"{len(typing.get_args(self.type))} numbers"
+
+    @property
+    def range(self) -> str:
+        """The allowed values of the type in words; empty where all are."""
+        rule = self.rule
+        bounds = {"above": rule.above, "at least": rule.least, "at most": rule.most, "below": rule.below}
+        words = " and ".join(f"{word} {bound:.12g}" for word, bound in bounds.items() if bound is not None)
+        return words or " or ".join(rule.choices) or rule.table.replace(":", ".")
+
+    def check(self, value: Any) -> Any:
+        """A value in the key's type; lists become tuples and whole numbers floats where the type asks for it.
+
+        Raises:
+          SettingError: another type, out of range, or a name that is not among `choices`.
+        """
+        try:
+            value = _converted(value, self.type)
+        except TypeError:
+            raise SettingError(f"{self.name} must be {self.kind}, found {value!r}") from None
+        rule, numbers = self.rule, value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise SettingError(f"{self.name} must be finite, found {value}")
+            if isinstance(number, int | float) and not (
+                (rule.least is None or number >= rule.least)
+                and (rule.most is None or number <= rule.most)
+                and (rule.above is None or number > rule.above)
+                and (rule.below is None or number < rule.below)
+            ):
+                raise SettingError(f"{self.name} must be {self.range}, found {value}")
+        if rule.choices and value not in rule.choices:
+            raise unknown_name(self.name, str(value), rule.choices)
+        return value
+
+    def parse(self, text: str) -> Any:
+        """The value that a command line gives.
+
+        Raises:
+          SettingError: as `check`.
+        """
+        if self.type is str:
+            return self.check(text)
+        words = {"true": True, "false": False, "none": None}
+        try:
+            value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            value = text
+        return self.check(value)
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        kinds = typing.get_args(kind)
+        if isinstance(value, list | tuple) and len(value) == len(kinds):
+            return tuple(map(_converted, value, kinds))
+    elif kind is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return value
+    raise TypeError
+
+
+SECTIONS: dict[str, Any] = {f.name: f.type for f in dataclasses.fields(Config) if dataclasses.is_dataclass(f.type)}
+KEYS = {
+    name: Key(name, field.type, field.default, field.metadata["rule"])
+    for section, kind in {"": Config, **SECTIONS}.items()
+    for field in dataclasses.fields(kind)
+    if (name := f"{section}.{field.name}".lstrip(".")) not in SECTIONS
+}
+
+
+def defaults() -> ConfigDict:
+    """The paper's recipe, for a config file to change. A key keeps the type that it has here."""
+    values: dict[str, Any] = {name: {} for name in SECTIONS}
+    for name, entry in KEYS.items():
+        section, _, last = name.rpartition(".")
+        value = placeholder(int) if entry.type == int | None else entry.default
+        (values[section] if section else values)[last] = value
+    return ConfigDict(values)
+
+
+def from_keys(values: Mapping[str, Any]) -> Config:
+    """The checked config of keys with their sections (`{"model.width": 0.5}`); a key that is missing has its default.
+
+    Raises:
+      SettingError: an unknown key (a near one is suggested), or a value of another type or out of its range.
+    """
+    sections: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
+    for name, value in values.items():
+        if name not in KEYS:
+            raise unknown_key(name)
+        section, _, last = name.rpartition(".")
+        sections[section][last] = KEYS[name].check(value)
+    return Config(**sections.pop(""), **{name: SECTIONS[name](**section) for name, section in sections.items()})
+
+
+def check_config(config: "ConfigDict | Config | Mapping[str, Any]") -> Config:
+    """The typed form of a config.
+
+    Raises:
+      SettingError: as `from_keys`, and a name that is in no table of the package; for these, the tables are imported.
+    """
+    checked = config if isinstance(config, Config) else from_keys(flatten(config))
+    for name, value in flatten(checked).items():
+        if KEYS[name].rule.table:
+            module, _, table = KEYS[name].rule.table.partition(":")
+            known = getattr(importlib.import_module(module), table)
+            if value not in known:
+                raise unknown_name(name, value, known)
+    return checked
+
+
+def with_values(config: Config, changes: Mapping[str, Any]) -> Config:
+    """The config with other values of some keys; raises as `from_keys`."""
+    return from_keys(flatten(config) | dict(changes))
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested config as `{"a.b": value}` with JSON values."""
+    if isinstance(config, ConfigDict):
+        config = config.to_dict()
+    elif dataclasses.is_dataclass(config):
+        config = dataclasses.asdict(config)  # pyright: ignore[reportArgumentType]
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = json.loads(json.dumps(value))
+    return flat
+
+
+def unknown_key(name: str) -> SettingError:
+    """The error for a key that the schema does not have."""
+    if name in SECTIONS:
+        inside = ", ".join(key for key in KEYS if key.startswith(f"{name}."))
+        return SettingError(f"config key '{name}' is a section; set one of its keys: {inside}")
+    return unknown_name("config key", name, KEYS)
+
+
+def markdown() -> str:
+    """The list of all keys, for docs/config.md."""
+    lines = [
+        "# Config keys",
+        "",
+        "Any key is set in a config file (`config.batch_size = 1024`) or on the command line "
+        "(`--config.batch_size=1024`). A resumed run may change the keys that are marked with a star.",
+    ]
+    for section in ("", *SECTIONS):
+        about = (SECTIONS.get(section, Config).__doc__ or "").replace("A checked config. ", "")
+        lines += [
+            "",
+            f"## `{section}`" if section else "## The run",
+            "",
+            about,
+            "",
+            "| key | default | allowed | meaning |",
+        ]
+        lines.append("|---|---|---|---|")
+        for name, entry in KEYS.items():
+            if name.rpartition(".")[0] == section:
+                star = " *" if entry.rule.may_change else ""
+                allowed = f"`{entry.range}`" if entry.rule.table else entry.range or entry.kind
+                default = json.dumps(entry.default)
+                lines.append(f"| `{name}`{star} | `{default}` | {allowed} | {entry.rule.help} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

@@ -1,0 +1,98 @@
+"""The step of the training: a pure function of the state and a batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dcjax.data.augment import Augmentation, two_views
+from dcjax.runtime.randomness import Stream, device_key
+from dcjax.training.state import TrainState
+
+TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_objective(
+    network: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array], *, seed: int
+) -> Callable[..., Any]:
+    """What a step minimises: the contrastive loss of two views, and the loss of the online classifier.
+
+    Args:
+      network: a `dcjax.models.Network`.
+      loss: of the embeddings of both views.
+      seed: the run's seed; what the projector draws for a step, the same for both views, follows from it.
+
+    Returns:
+      A pure function of `(params, state, x, x_prime, labels)` to the objective and `(batch_stats, metrics)`; `state`
+      gives the batch statistics and the fixed matrices.
+    """
+
+    def objective(
+        params: Any, state: TrainState, x: jax.Array, x_prime: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+        def apply(images: jax.Array, batch_stats: Any) -> tuple[Any, Any]:
+            variables = {"params": params, "batch_stats": batch_stats, "constants": state.constants}
+            rngs = {"projector": jax.random.fold_in(device_key(seed, Stream.PROJECTOR), state.step)}
+            out, updates = network.apply(variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
+            return out, updates["batch_stats"]
+
+        # Each view has its own batch statistics over the global batch, as in the authors' two calls.
+        (_, z, logits), batch_stats = apply(x, state.batch_stats)
+        (_, z_prime, _), batch_stats = apply(x_prime, batch_stats)
+        contrastive = loss(z, z_prime)
+        if logits is None:
+            return contrastive, (batch_stats, {"loss": contrastive})
+        online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+        right = jnp.argmax(logits, axis=1) == labels
+        metrics = {
+            "loss": contrastive,
+            "online_loss": online,
+            "online_accuracy": jnp.mean(right.astype(jnp.float32)),
+        }
+        # The gradient of the online loss ends at the classifier: r stands behind a stopped gradient.
+        return contrastive + online, (batch_stats, metrics)
+
+    return objective
+
+
+def make_train_step(
+    network: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    augmentation: Augmentation,
+    image_size: int,
+    seed: int,
+    mesh: Mesh,
+) -> TrainStep:
+    """The pure step of a global batch: augment, encode each view, project, contrast, update.
+
+    Returns:
+      A function of the state and a batch of `image`, `label` and `position` to the next state and the step's scalars.
+    """
+    objective = make_objective(network, loss, seed=seed)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = device_key(seed, Stream.AUGMENTATION)
+        images, positions = batch["image"], batch["position"]
+        x, x_prime = two_views(images, key, positions, size=image_size, settings=augmentation, mesh=mesh)
+        differentiate = jax.grad(objective, has_aux=True)
+        gradient, (batch_stats, metrics) = differentiate(state.params, state, x, x_prime, batch["label"])
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {
+            "gradient_norm": optax.tree.norm(gradient),
+            # Of the state that this step leaves: what a checkpoint holds has been seen to be finite.
+            "parameter_norm": optax.tree.norm(params),
+            "statistics_norm": optax.tree.norm(batch_stats),
+            "learning_rate": schedule(state.step),
+        }
+        next_state = TrainState(state.step + 1, params, batch_stats, state.constants, opt_state)
+        return next_state, metrics
+
+    return train_step
