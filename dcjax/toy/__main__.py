@@ -145,7 +145,7 @@ def _start_jax(x64: bool) -> None:
 
 def _function(name: str) -> Callable[..., Any]:
     module = "phase" if name == "phase" else MODULES[name.partition("_")[0]]
-    return getattr(importlib.import_module(f"dcjax.toy.{module}"), name)
+    return getattr(importlib.import_module(f"dcjax.toy.statements.{module}"), name)
 
 
 def _check_options(names: list[str], functions: list[Callable[..., Any]], given: dict[str, Any]) -> None:
