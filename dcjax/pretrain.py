@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dcjax.collapse import plot_spectra
+from dcjax.collapse.plot import plot_spectra
 from dcjax.components import Experiment, build, open_workdir, run_lengths
 from dcjax.config import CONFIG_FILE, Config, check_same_run
 from dcjax.data import Subset
