@@ -160,7 +160,7 @@ def test_what_a_trajectory_tells():
 
 def test_an_alignment_needs_two_layers():
     shallow = Trajectory(TINY, (1,), (1.0,), (0,), np.array([1]), np.ones((1, 1, 1, 1, 1, 4, 4)))
-    with pytest.raises(SettingError, match=r"found the depths \[1\]"):
+    with pytest.raises(ValueError, match=r"found the depths \[1\]"):
         shallow.alignment()
 
 
@@ -175,7 +175,7 @@ def test_divergence_is_kept_by_simulate_and_named_by_run():
     setting = dataclasses.replace(TINY, learning_rate=2.0)
     lost = simulate(setting, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60])
     np.testing.assert_array_equal(lost.finite(), [[[False]]])
-    with pytest.raises(SettingError, match="a cell of the trajectory diverged"):
+    with pytest.raises(ValueError, match="a cell of the trajectory diverged"):
         lost.singular_values()
 
 
