@@ -338,7 +338,7 @@ def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _over_times(step, w0: jax.Array, x_matrix: jax.Array, t: jax.Array) -> jax.Array:
-    # Not vmap: see `dcjax.toy.statements.ensembles.over_seeds` on batched decompositions.
+    # Not vmap: see `dcjax.toy.statements.setups.over_seeds` on batched decompositions.
     found = jax.lax.map(functools.partial(step, w0, x_matrix), t.ravel())
     return found.reshape(*t.shape, *w0.shape)
 

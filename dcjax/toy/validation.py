@@ -5,7 +5,6 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-
 # How far from its transpose a symmetric matrix may be, relative to its largest entry.
 SYMMETRY = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-10}
 

@@ -17,8 +17,8 @@ from dcjax.toy.info_nce import (
 )
 from dcjax.toy.simulate import INITS
 from dcjax.toy.statements.claims import Report, close, in_double, refuted, relative_error, vanishes
-from dcjax.toy.statements.ensembles import over_seeds, random_model, two_layer_descent
 from dcjax.toy.statements.plot import Curve, Panel, draw_curves
+from dcjax.toy.statements.setups import over_seeds, random_model, two_layer_descent
 
 SAMPLES = (2, 8, 64)
 STRANG_STEPS = (16, 32, 64, 128, 256)

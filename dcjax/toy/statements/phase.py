@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from dcjax.toy.simulate import Setting, Trajectory, collapsed, simulate
 from dcjax.toy.statements.claims import Check, Report, counts
-from dcjax.toy.statements.ensembles import STRONG
 from dcjax.toy.statements.plot import Map, draw_maps
+from dcjax.toy.statements.setups import STRONG
 
 THRESHOLD = 1e-2
 

@@ -35,8 +35,8 @@ from dcjax.toy.statements.claims import (
     relative_error,
     vanishes,
 )
-from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
+from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 
 FIXED_SAMPLES = 512  # behind the X that Theorem 1 holds fixed
 
