@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from helpers import double_precision
 
-from dcjax.runtime.errors import SettingError
 from dcjax.toy import INITS, Setting, Trajectory, collapsed, embed, info_nce, simulate
 from dcjax.toy.simulate import _bases, _draw
-from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, run
+from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, DivergedError, run
 
 TINY = dataclasses.replace(STRONG, dim=4, samples=6)
 
@@ -170,7 +169,7 @@ def test_collapsed():
 
 
 def test_divergence_is_kept_by_simulate_and_named_by_run():
-    with pytest.raises(SettingError, match=r"diverged at amplitude 50, depth 3, seed 0 .*learning rate 2"):
+    with pytest.raises(DivergedError, match=r"diverged at amplitude 50, depth 3, seed 0 .*learning rate 2"):
         run(TINY, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60], learning_rate=2.0)
     setting = dataclasses.replace(TINY, learning_rate=2.0)
     lost = simulate(setting, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60])
