@@ -241,12 +241,7 @@ def blow_up_time(sigma0: Time, gap: Time, rate: Time) -> Float[Array, "..."]:
 
 
 def integrate(
-    velocity: Callable[[Any], Any],
-    state: Any,
-    times: Float[Array | np.ndarray, " times"],
-    *,
-    rtol: float,
-    atol: float,
+    velocity: Callable[[Any], Any], state: Any, times: Float[Array | np.ndarray, " times"], *, rtol: float, atol: float
 ) -> Any:
     """Integrates an autonomous flow with an adaptive Runge-Kutta method of order 8: the reference for every closed
     form.

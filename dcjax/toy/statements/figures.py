@@ -8,7 +8,7 @@ import numpy as np
 from dcjax.toy.info_nce import interaction_matrix
 from dcjax.toy.simulate import Trajectory, collapsed
 from dcjax.toy.statements.claims import Check, Report, Table, at_least, at_most, close, counts, listed, refuted
-from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
+from dcjax.toy.statements.plot import Curve, Map, Panel, family
 from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, run
 from dcjax.toy.statements.theorems import forced_alignment
 
@@ -16,12 +16,7 @@ AMPLITUDES = (0.1, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
 
 
 def figure_3(
-    *,
-    seed: int = 0,
-    seeds: int = 2,
-    dim: int = 16,
-    amplitude: Sequence[float] = AMPLITUDES,
-    steps: int = 6000,
+    *, seed: int = 0, seeds: int = 2, dim: int = 16, amplitude: Sequence[float] = AMPLITUDES, steps: int = 6000
 ) -> Report:
     """Singular values of one linear layer after training, by the strength of the augmentation.
 
@@ -71,21 +66,18 @@ def figure_3(
             "variance 1/2, and the threshold is k = 1. For inputs of variance 1 it is a standard deviation of sqrt(2).",
             "Above the threshold the values decay exponentially, below it they settle: near 1 read the trend.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(row, label=f"k = {k:g}", colour=float(shade))
-                        for k, row, shade in zip(amplitudes, last, shades, strict=True)
-                    ],
-                    "singular value rank",
-                    "singular value of W",
-                    f"one linear layer, {steps} steps",
-                    floor=1e-13,
-                )
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(row, label=f"k = {k:g}", colour=float(shade))
+                    for k, row, shade in zip(amplitudes, last, shades, strict=True)
+                ],
+                "singular value rank",
+                "singular value of W",
+                f"one linear layer, {steps} steps",
+                floor=1e-13,
+            )
+        ],
         numbers={"amplitudes": amplitudes, "singular_values": last},
     )
 
@@ -136,10 +128,7 @@ def figure_4(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 10000
             "The released toy scripts minimise a cross-view cross-entropy of dot products instead of eq. 2; its large "
             "singular values become nearly equal, so that A is free to rotate within them.",
         ],
-        draw=lambda path: draw_maps(
-            path,
-            [Map(a[0, 1], name, "k of U1", "k of V2", "|V2ᵀ U1|", (0.0, 1.0)) for name, a in matrices.items()],
-        ),
+        panels=[Map(a[0, 1], name, "k of U1", "k of V2", "|V2ᵀ U1|", (0.0, 1.0)) for name, a in matrices.items()],
         numbers=diagonals,
     )
 
@@ -184,9 +173,7 @@ def figure_5(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 10000
         ],
         tables=[Table(f"after {steps} steps", ["of", "largest", "smallest", "< 1e-2 (each seed)", "< 1e-3"], rows)],
         notes=["The collapse is relative: the small values keep their place while the large ones leave."],
-        draw=lambda path: draw_curves(
-            path, [family(trajectory.steps, v, "SGD step", "singular value", name) for name, v in shown.items()]
-        ),
+        panels=[family(trajectory.steps, v, "SGD step", "singular value", name) for name, v in shown.items()],
         numbers={"steps": trajectory.steps, **shown},
     )
 
@@ -245,28 +232,25 @@ def figure_6(*, seed: int = 0, seeds: int = 2, dim: int = 16, depth: int = 4, st
         checks=checks,
         tables=[Table("each seed", ["run", *names], rows)],
         notes=["With ReLU and eq. 2 the collapse is milder than without, not alike: the theory does not cover it."],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [Curve(v, label=name, colour=i) for i, (name, v) in enumerate(zip(names, shown, strict=True))],
-                    "rank",
-                    "eigenvalue of C(z)",
-                    "eq. 2, decaying start",
-                    floor=1e-14,
-                ),
-                Panel(
-                    [
-                        Curve(v, label=name, colour=i)
-                        for i, (name, v) in enumerate(zip(names, spectra["dot product, decaying"], strict=True))
-                    ],
-                    "rank",
-                    "eigenvalue of C(z)",
-                    "dot-product loss, decaying start",
-                    floor=1e-14,
-                ),
-            ],
-        ),
+        panels=[
+            Panel(
+                [Curve(v, label=name, colour=i) for i, (name, v) in enumerate(zip(names, shown, strict=True))],
+                "rank",
+                "eigenvalue of C(z)",
+                "eq. 2, decaying start",
+                floor=1e-14,
+            ),
+            Panel(
+                [
+                    Curve(v, label=name, colour=i)
+                    for i, (name, v) in enumerate(zip(names, spectra["dot product, decaying"], strict=True))
+                ],
+                "rank",
+                "eigenvalue of C(z)",
+                "dot-product loss, decaying start",
+                floor=1e-14,
+            ),
+        ],
         numbers=spectra,
     )
 

@@ -8,16 +8,10 @@ import numpy as np
 
 from dcjax.toy.alignment import conserved_quantity
 from dcjax.toy.flows import blow_up_time, descend, integrate, two_layer_flow, two_layer_velocity
-from dcjax.toy.info_nce import (
-    covariance_split,
-    embedding_gradients,
-    info_nce,
-    interaction_matrix,
-    softmax_weights,
-)
+from dcjax.toy.info_nce import covariance_split, embedding_gradients, info_nce, interaction_matrix, softmax_weights
 from dcjax.toy.simulate import INITS
 from dcjax.toy.statements.claims import Report, close, in_double, refuted, relative_error, vanishes
-from dcjax.toy.statements.plot import Curve, Panel, draw_curves
+from dcjax.toy.statements.plot import Curve, Panel
 from dcjax.toy.statements.setups import over_seeds, random_model, two_layer_descent
 
 SAMPLES = (2, 8, 64)
@@ -62,23 +56,20 @@ def lemma_1(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
             refuted("slides: a_ii without / Z_i, rows sum to 1", found["printed"], by=1e-3),
         ],
         notes=[f"{seeds} seeds, N = {', '.join(map(str, SAMPLES))}; the largest error counts."],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(found["z"].T, SAMPLES, "g", 0),
-                        Curve(found["z_prime"].T, SAMPLES, "g'", 1),
-                        Curve(found["w"].T, SAMPLES, "G", 2),
-                        Curve(found["printed"].T, SAMPLES, "row sums, a_ii as in the slides", 3),
-                    ],
-                    "samples N",
-                    "relative error",
-                    "eq. 4 against automatic differentiation",
-                    log_x=True,
-                )
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(found["z"].T, SAMPLES, "g", 0),
+                    Curve(found["z_prime"].T, SAMPLES, "g'", 1),
+                    Curve(found["w"].T, SAMPLES, "G", 2),
+                    Curve(found["printed"].T, SAMPLES, "row sums, a_ii as in the slides", 3),
+                ],
+                "samples N",
+                "relative error",
+                "eq. 4 against automatic differentiation",
+                log_x=True,
+            )
+        ],
         numbers={"samples": SAMPLES, **found},
     )
 
@@ -135,23 +126,20 @@ def lemma_2(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
             "Eq. 6 is printed with a minus before its first bracket; its own proof starts from the plus that is right.",
             "The sum of S0 runs over ordered pairs (i, j); over unordered pairs it is half of what is needed.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(s0_values, label="S0/N, data", colour=0),
-                        Curve(s1_values, label="S1/N, augmentation", colour=1),
-                        Curve(x_values, label="X/N", colour=2),
-                    ],
-                    "eigenvalue rank",
-                    "eigenvalue",
-                    f"X = S0 - S1, noise {amplitude:g} on {dim // 2} of {dim}",
-                    log_y=False,
-                    level=0.0,
-                )
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(s0_values, label="S0/N, data", colour=0),
+                    Curve(s1_values, label="S1/N, augmentation", colour=1),
+                    Curve(x_values, label="X/N", colour=2),
+                ],
+                "eigenvalue rank",
+                "eigenvalue",
+                f"X = S0 - S1, noise {amplitude:g} on {dim // 2} of {dim}",
+                log_y=False,
+                level=0.0,
+            )
+        ],
         numbers={"samples": SAMPLES, **found, "eigenvalues": {"x": x_values, "s0": s0_values, "s1": s1_values}},
     )
 
@@ -185,37 +173,34 @@ def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
             f"Along the ODE to t = 10 the entries of W1 moved by up to {found['moved'].max():.2f}.",
             "SGD conserves eq. 10 up to O(learning rate) only.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(found["strang"], STRANG_STEPS, "split flow", 0),
-                        Curve(_slope(STRANG_STEPS, found["strang"], -2), STRANG_STEPS, "second order", "grey"),
-                    ],
-                    "steps",
-                    "relative error",
-                    "X fixed: split flow against the ODE",
-                    log_x=True,
-                ),
-                Panel(
-                    [
-                        Curve(found["euler"], LEARNING_RATES, "SGD", 0),
-                        Curve(_slope(LEARNING_RATES, found["euler"], 1), LEARNING_RATES, "first order", "grey"),
-                        Curve(
-                            np.tile(found["drift"][:, None], (1, len(LEARNING_RATES))),
-                            LEARNING_RATES,
-                            "adaptive ODE solver",
-                            1,
-                        ),
-                    ],
-                    "learning rate",
-                    "relative drift",
-                    "W1 W1ᵀ - W2ᵀ W2 along the real flow",
-                    log_x=True,
-                ),
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(found["strang"], STRANG_STEPS, "split flow", 0),
+                    Curve(_slope(STRANG_STEPS, found["strang"], -2), STRANG_STEPS, "second order", "grey"),
+                ],
+                "steps",
+                "relative error",
+                "X fixed: split flow against the ODE",
+                log_x=True,
+            ),
+            Panel(
+                [
+                    Curve(found["euler"], LEARNING_RATES, "SGD", 0),
+                    Curve(_slope(LEARNING_RATES, found["euler"], 1), LEARNING_RATES, "first order", "grey"),
+                    Curve(
+                        np.tile(found["drift"][:, None], (1, len(LEARNING_RATES))),
+                        LEARNING_RATES,
+                        "adaptive ODE solver",
+                        1,
+                    ),
+                ],
+                "learning rate",
+                "relative drift",
+                "W1 W1ᵀ - W2ᵀ W2 along the real flow",
+                log_x=True,
+            ),
+        ],
         numbers={"strang_steps": STRANG_STEPS, "learning_rates": LEARNING_RATES, **found},
     )
 

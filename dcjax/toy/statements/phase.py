@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dcjax.toy.simulate import Setting, Trajectory, collapsed, simulate
 from dcjax.toy.statements.claims import Check, Report, counts
-from dcjax.toy.statements.plot import Map, draw_maps
+from dcjax.toy.statements.plot import Map
 from dcjax.toy.statements.setups import STRONG
 
 THRESHOLD = 1e-2
@@ -75,23 +75,20 @@ def phase(
             "inputs, 1; along the left column depth does with hardly any noise.",
             f"{number.size} models of {steps} steps; {lost} diverged and are left out.",
         ],
-        draw=lambda path: draw_maps(
-            path,
-            [
-                Map(
-                    share,
-                    f"linear chains, noise on {dim // 2} of {dim} coordinates, mean of {seeds} seeds",
-                    "variance of the augmentation's noise (pairs of inputs: 1)",
-                    "layers",
-                    "collapsed dimensions",
-                    (0.0, float(dim)),
-                    x_edges=edges,
-                    y_names=[str(i) for i in range(1, depth + 1)],
-                    mark=1.0,
-                    wide=True,
-                )
-            ],
-        ),
+        panels=[
+            Map(
+                share,
+                f"linear chains, noise on {dim // 2} of {dim} coordinates, mean of {seeds} seeds",
+                "variance of the augmentation's noise (pairs of inputs: 1)",
+                "layers",
+                "collapsed dimensions",
+                (0.0, float(dim)),
+                x_edges=edges,
+                y_names=[str(i) for i in range(1, depth + 1)],
+                mark=1.0,
+                wide=True,
+            )
+        ],
         numbers={
             "amplitudes": amplitudes,
             "depths": np.arange(1, depth + 1),

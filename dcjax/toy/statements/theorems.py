@@ -35,7 +35,7 @@ from dcjax.toy.statements.claims import (
     relative_error,
     vanishes,
 )
-from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
+from dcjax.toy.statements.plot import Curve, Map, Panel, family
 from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 
 FIXED_SAMPLES = 512  # behind the X that Theorem 1 holds fixed
@@ -79,12 +79,7 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
             vanishes("eigenvalue form against expm, relative", found["spectral"], double=1e-10, single=1e-4),
             vanishes("|W(t) v_k| = |W(0) v_k| e^(lambda_k t), t <= 2", found["lengths"], double=1e-10, single=1e-2),
             vanishes("s_min(W0) <= s_k e^(-lambda_k t) <= s_max(W0)", found["squeezed"], double=1e-10, single=1e-4),
-            close(
-                "mean eigenvalue of X on the noise, 1 - k",
-                mean,
-                1.0 - amplitude,
-                allowed=4.5 * standard_error,
-            ),
+            close("mean eigenvalue of X on the noise, 1 - k", mean, 1.0 - amplitude, allowed=4.5 * standard_error),
             *checks,
         ],
         notes=[
@@ -95,19 +90,16 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
             "The noise must be on one view (x' = x + noise). With noise on both, X is positive at small weights and "
             "nothing vanishes.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                family(times, found["singular_values"], "time", "singular value of W", "X fixed: closed form"),
-                family(
-                    trajectory.steps,
-                    trained,
-                    "SGD step",
-                    "singular value of W",
-                    f"real X, noise {amplitude:g} on {dim // 2} of {dim}",
-                ),
-            ],
-        ),
+        panels=[
+            family(times, found["singular_values"], "time", "singular value of W", "X fixed: closed form"),
+            family(
+                trajectory.steps,
+                trained,
+                "SGD step",
+                "singular value of W",
+                f"real X, noise {amplitude:g} on {dim // 2} of {dim}",
+            ),
+        ],
         numbers={"times": times, **found, "steps": trajectory.steps, "trained_singular_values": trained},
     )
 
@@ -158,15 +150,12 @@ def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000
             "projector needs no orthogonal factor (the first proposition).",
             "Signs of A are free.",
         ],
-        draw=lambda path: draw_maps(
-            path,
-            [
-                _alignment_map(balanced.alignment()[0, 0, 0, -1], "balanced start"),
-                _alignment_map(decaying.alignment()[0, 0, 0, -1], "decaying start"),
-                _alignment_map(np.abs(fixed[0]), "X fixed, W → ∞"),
-                _alignment_map(frozen.alignment()[0, 0, 0, -1], "W2 frozen"),
-            ],
-        ),
+        panels=[
+            _alignment_map(balanced.alignment()[0, 0, 0, -1], "balanced start"),
+            _alignment_map(decaying.alignment()[0, 0, 0, -1], "decaying start"),
+            _alignment_map(np.abs(fixed[0]), "X fixed, W → ∞"),
+            _alignment_map(frozen.alignment()[0, 0, 0, -1], "W2 frozen"),
+        ],
         numbers={**diagonals, "fixed": fixed_diagonal, "dominant_block": blocks, "frozen_block": frozen_blocks},
     )
 
@@ -227,25 +216,20 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
             "s2 (s2^2 + C) m. It is also an equation, not a solution; the solution is `singular_value_flow`.",
             "m > 0 ends in finite time (`blow_up_time`); the real X shrinks as the weights grow, which prevents it.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(found["sgd"], rates, "SGD to t = 1", 0),
-                        Curve(
-                            np.median(found["sgd"][:, -1]) * np.asarray(rates) / rates[-1], rates, "first order", "grey"
-                        ),
-                        Curve(np.outer(found["error"].max(axis=1), np.ones(len(rates))), rates, "ODE to t = 60", 1),
-                    ],
-                    "learning rate",
-                    "relative error of the rates",
-                    "rates of Theorem 3 against autodiff",
-                    log_x=True,
-                ),
-                Panel(curves, "time", "singular value", "closed form (lines) and ODE (dots)"),
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(found["sgd"], rates, "SGD to t = 1", 0),
+                    Curve(np.median(found["sgd"][:, -1]) * np.asarray(rates) / rates[-1], rates, "first order", "grey"),
+                    Curve(np.outer(found["error"].max(axis=1), np.ones(len(rates))), rates, "ODE to t = 60", 1),
+                ],
+                "learning rate",
+                "relative error of the rates",
+                "rates of Theorem 3 against autodiff",
+                log_x=True,
+            ),
+            Panel(curves, "time", "singular value", "closed form (lines) and ODE (dots)"),
+        ],
         numbers={"times": times, "learning_rates": rates, **found},
     )
 
