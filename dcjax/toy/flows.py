@@ -282,6 +282,25 @@ def integrate(
     return solution.ys
 
 
+def descend(velocity: Callable[[Any], Any], state: Any, *, rate: float, steps: int) -> Any:
+    """Explicit Euler steps along a flow, which for a gradient flow are those of full-batch SGD.
+
+    Args:
+      velocity: `velocity(state)`, the derivative: a pytree like the state.
+      state: the pytree of arrays to start from.
+      rate: the length of a step in time, or learning rate.
+      steps: how many.
+
+    Returns:
+      The state after them.
+    """
+
+    def step(state, _):
+        return jax.tree.map(lambda w, v: w + rate * v, state, velocity(state)), None
+
+    return jax.lax.scan(step, state, length=steps)[0]
+
+
 def _matrix_exponential(a: jax.Array) -> jax.Array:
     """`jax.scipy.linalg.expm` with enough squarings.
 
@@ -300,25 +319,6 @@ def _matrix_exponential(a: jax.Array) -> jax.Array:
     rounds = 20
     power, _ = jax.lax.scan(square, start, jnp.arange(rounds, dtype=a.dtype))
     return jnp.where(squarings > rounds, jnp.nan, power)
-
-
-def descend(velocity: Callable[[Any], Any], state: Any, *, rate: float, steps: int) -> Any:
-    """Explicit Euler steps along a flow, which for a gradient flow are those of full-batch SGD.
-
-    Args:
-      velocity: `velocity(state)`, the derivative: a pytree like the state.
-      state: the pytree of arrays to start from.
-      rate: the length of a step in time, or learning rate.
-      steps: how many.
-
-    Returns:
-      The state after them.
-    """
-
-    def step(state, _):
-        return jax.tree.map(lambda w, v: w + rate * v, state, velocity(state)), None
-
-    return jax.lax.scan(step, state, length=steps)[0]
 
 
 def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -332,7 +332,7 @@ def _uniform_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
     """PyTorch's default for linear layers: U(-1/sqrt(d), 1/sqrt(d))."""
     bound = dim**-0.5
     return jnp.stack(
-        [jax.random.uniform(_layer_key(key, i), (dim, dim), jnp.float32, -bound, bound) for i in range(layers)]
+        [jax.random.uniform(jax.random.fold_in(key, i), (dim, dim), jnp.float32, -bound, bound) for i in range(layers)]
     ).astype(dtype)
 
 
@@ -343,7 +343,7 @@ def _decaying_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
         u, _, v_transposed = jnp.linalg.svd(jax.random.uniform(key, (dim, dim), jnp.float32).astype(dtype))
         return (u * _decay(dim, dtype)[None, :]) @ v_transposed
 
-    return jnp.stack([layer(_layer_key(key, i)) for i in range(layers)])
+    return jnp.stack([layer(jax.random.fold_in(key, i)) for i in range(layers)])
 
 
 def _balanced_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
@@ -351,10 +351,6 @@ def _balanced_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
     bases = jax.random.orthogonal(key, dim, (layers + 1,), jnp.float32).astype(dtype)
     bases = jnp.linalg.qr(bases)[0]  # orthogonal to the rounding of the wider dtype
     return (bases[1:] * _decay(dim, dtype)[None, None, :]) @ jnp.swapaxes(bases[:-1], 1, 2)
-
-
-def _layer_key(key: jax.Array, layer: int) -> jax.Array:
-    return jax.random.fold_in(key, layer)
 
 
 def _decay(dim: int, dtype) -> jax.Array:

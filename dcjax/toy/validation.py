@@ -21,14 +21,15 @@ def check_finite(**arrays: ArrayLike) -> None:
             raise ValueError(f"{name} must be finite, found NaN or inf")
 
 
-def check_views(x: jax.Array | np.ndarray, x_prime: jax.Array | np.ndarray, *, names: tuple[str, str]) -> None:
+def check_views(**views: jax.Array | np.ndarray) -> None:
     """Refuses two views that are not finite arrays of one shape [n, d] with n >= 2."""
+    x, x_prime = views.values()
     if x.ndim != 2 or x.shape != x_prime.shape or x.shape[0] < 2 or x.shape[1] < 1:
         raise ValueError(
-            f"{names[0]} and {names[1]} must be two arrays of one shape [n, d] with n >= 2 and d >= 1, found "
+            f"{' and '.join(views)} must be two arrays of one shape [n, d] with n >= 2 and d >= 1, found "
             f"{x.shape} and {x_prime.shape}"
         )
-    check_finite(**dict(zip(names, (x, x_prime), strict=True)))
+    check_finite(**views)
 
 
 def check_weights(n: int, alpha: jax.Array | np.ndarray) -> None:

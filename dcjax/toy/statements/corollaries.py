@@ -14,16 +14,7 @@ WEAK = 0.1
 
 
 def corollary_1(*, seed: int = 0, seeds: int = 3, dim: int = 16, amplitude: float = 2.0, steps: int = 6000) -> Report:
-    """Strong augmentation gives the embeddings' covariance a low rank.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-      amplitude: variance of the strong augmentation's noise, on the last dim // 2 coordinates; pairs of inputs differ
-        by the identity.
-      steps: of SGD.
-    """
+    """Strong augmentation gives the embeddings' covariance a low rank."""
     trajectory = run(STRONG, dim=dim, amplitudes=[WEAK, amplitude], seeds=range(seed, seed + seeds), steps=[steps])
     weak, strong = trajectory.embedding_spectra()[0, :, :, -1]  # each [seeds, dim]
     gone = dim // 2 if amplitude > 1 else 0
@@ -55,15 +46,7 @@ def corollary_1(*, seed: int = 0, seeds: int = 3, dim: int = 16, amplitude: floa
 
 
 def corollary_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, depth: int = 2, steps: int = 10000) -> Report:
-    """Layers that a linear model does not need give the covariance a low rank, with hardly any augmentation.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of every layer.
-      depth: how many layers the deep model has; at least 2.
-      steps: of SGD.
-    """
+    """Layers that a linear model does not need give the covariance a low rank, with hardly any augmentation."""
     depth = max(depth, 2)
     trajectory = run(
         TWO_LAYERS, dim=dim, depths=[1, depth], amplitudes=[1e-6], seeds=range(seed, seed + seeds), steps=[steps]

@@ -11,7 +11,7 @@ from dcjax.toy.flows import blow_up_time, descend, integrate, two_layer_flow, tw
 from dcjax.toy.info_nce import covariance_split, embedding_gradients, info_nce, interaction_matrix, softmax_weights
 from dcjax.toy.simulate import INITS
 from dcjax.toy.statements.claims import Report, close, in_double, refuted, relative_error, vanishes
-from dcjax.toy.statements.plot import Curve, Panel
+from dcjax.toy.statements.plot import Curve, Panel, power_law
 from dcjax.toy.statements.setups import over_seeds, random_model, two_layer_descent
 
 SAMPLES = (2, 8, 64)
@@ -20,13 +20,7 @@ LEARNING_RATES = (0.08, 0.04, 0.02, 0.01)
 
 
 def lemma_1(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
-    """The gradients of the loss and the flow of a linear model, against automatic differentiation.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-    """
+    """The gradients of the loss and the flow of a linear model, against automatic differentiation."""
 
     def errors(key, n):
         w, x, x_prime = random_model(key, n, dim)
@@ -75,15 +69,7 @@ def lemma_1(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
 
 
 def lemma_2(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 2.0) -> Report:
-    """X is the difference of two positive semi-definite matrices: the data's covariance and the augmentation's.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-      amplitude: variance of the augmentation's noise, on the last dim // 2 coordinates; pairs of inputs differ by the
-        identity.
-    """
+    """X is the difference of two positive semi-definite matrices: the data's covariance and the augmentation's."""
 
     def matrices(key, n):
         w, x, x_prime = random_model(key, n, dim, amplitude)
@@ -145,14 +131,7 @@ def lemma_2(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
 
 
 def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 0.01) -> Report:
-    """The flow of two linear layers: its velocity, its integral for fixed X, and what it conserves.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of both layers.
-      amplitude: variance of the augmentation's noise, on the last dim // 2 coordinates.
-    """
+    """The flow of two linear layers: its velocity, its integral for fixed X, and what it conserves."""
     evaluate = functools.partial(_two_layer_errors, dim=dim, amplitude=amplitude)
     found = over_seeds(evaluate, seed, seeds)
     order = np.log2(found["strang"][:, 2] / found["strang"][:, 3])
@@ -177,7 +156,7 @@ def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
             Panel(
                 [
                     Curve(found["strang"], STRANG_STEPS, "split flow", 0),
-                    Curve(_slope(STRANG_STEPS, found["strang"], -2), STRANG_STEPS, "second order", "grey"),
+                    power_law(STRANG_STEPS, found["strang"], -2, "second order"),
                 ],
                 "steps",
                 "relative error",
@@ -187,7 +166,7 @@ def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
             Panel(
                 [
                     Curve(found["euler"], LEARNING_RATES, "SGD", 0),
-                    Curve(_slope(LEARNING_RATES, found["euler"], 1), LEARNING_RATES, "first order", "grey"),
+                    power_law(LEARNING_RATES, found["euler"], 1, "first order"),
                     Curve(
                         np.tile(found["drift"][:, None], (1, len(LEARNING_RATES))),
                         LEARNING_RATES,
@@ -254,9 +233,3 @@ def _printed_eq_6(x: jax.Array, x_prime: jax.Array, alpha: jax.Array) -> jax.Arr
     rows, columns = off.sum(1)[:, None], off.sum(0)[:, None]
     bracket = rows * x_prime - off @ x + columns * x - off.T @ x
     return -bracket.T @ x - (rows * (x_prime - x)).T @ x_prime
-
-
-def _slope(x, y: np.ndarray, order: int) -> np.ndarray:
-    """A power law through the median of the last points."""
-    x = np.asarray(x, float)
-    return np.median(y[:, -1]) * (x / x[-1]) ** order

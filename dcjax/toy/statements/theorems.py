@@ -35,23 +35,14 @@ from dcjax.toy.statements.claims import (
     relative_error,
     vanishes,
 )
-from dcjax.toy.statements.plot import Curve, Map, Panel, family
+from dcjax.toy.statements.plot import Curve, Panel, alignment_map, family, power_law
 from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 
 FIXED_SAMPLES = 512  # behind the X that Theorem 1 holds fixed
 
 
 def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 2.0, steps: int = 6000) -> Report:
-    """Where X has negative eigenvalues the weights lose those directions.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-      amplitude: variance of the augmentation's noise, on the last dim // 2 coordinates; pairs of inputs differ by the
-        identity, so that X has negative eigenvalues from 1 on.
-      steps: of SGD with the real X.
-    """
+    """Where X has negative eigenvalues the weights lose those directions."""
     times = np.linspace(0, 8, 33)
     evaluate = functools.partial(_fixed_x_flow, times=times, dim=dim, amplitude=amplitude)
     found = over_seeds(evaluate, seed, seeds)
@@ -105,14 +96,7 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
 
 
 def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000) -> Report:
-    """Two layers align where their singular values outgrow what the flow conserves, and there alone.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of both layers.
-      steps: of SGD with the real X.
-    """
+    """Two layers align where their singular values outgrow what the flow conserves, and there alone."""
     grid = {"dim": dim, "depths": [2], "amplitudes": [1e-6], "seeds": range(seed, seed + seeds), "steps": [0, steps]}
     balanced = run(TWO_LAYERS, **grid, init="balanced", learning_rate=0.05)
     decaying = run(TWO_LAYERS, **grid, learning_rate=0.05)
@@ -151,23 +135,17 @@ def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000
             "Signs of A are free.",
         ],
         panels=[
-            _alignment_map(balanced.alignment()[0, 0, 0, -1], "balanced start"),
-            _alignment_map(decaying.alignment()[0, 0, 0, -1], "decaying start"),
-            _alignment_map(np.abs(fixed[0]), "X fixed, W → ∞"),
-            _alignment_map(frozen.alignment()[0, 0, 0, -1], "W2 frozen"),
+            alignment_map(balanced.alignment()[0, 0, 0, -1], "balanced start"),
+            alignment_map(decaying.alignment()[0, 0, 0, -1], "decaying start"),
+            alignment_map(np.abs(fixed[0]), "X fixed, W → ∞"),
+            alignment_map(frozen.alignment()[0, 0, 0, -1], "W2 frozen"),
         ],
         numbers={**diagonals, "fixed": fixed_diagonal, "dominant_block": blocks, "frozen_block": frozen_blocks},
     )
 
 
 def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
-    """The rates of the singular values of aligned layers, along true trajectories, and their closed form.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of both layers.
-    """
+    """The rates of the singular values of aligned layers, along true trajectories, and their closed form."""
     n, times, rates = 64, np.asarray([1.0, 5.0, 20.0, 60.0]), (0.04, 0.02, 0.01, 0.005)
     rtol, atol = (1e-11, 1e-13) if in_double() else (1e-6, 1e-8)
 
@@ -220,7 +198,7 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
             Panel(
                 [
                     Curve(found["sgd"], rates, "SGD to t = 1", 0),
-                    Curve(np.median(found["sgd"][:, -1]) * np.asarray(rates) / rates[-1], rates, "first order", "grey"),
+                    power_law(rates, found["sgd"], 1, "first order"),
                     Curve(np.outer(found["error"].max(axis=1), np.ones(len(rates))), rates, "ODE to t = 60", 1),
                 ],
                 "learning rate",
@@ -272,12 +250,11 @@ def _compare_rates(layers, *, count, views, flow) -> dict[str, jax.Array]:
     alpha = softmax_weights(x @ product.T, x_prime @ product.T)
     x_matrix = interaction_matrix(x, x_prime, alpha) / x.shape[0]
     velocity = flow(layers)
-    _, s1, v1_transposed = jnp.linalg.svd(w1)
+    u1, s1, v1_transposed = jnp.linalg.svd(w1)
     s2 = _values(w2)
     claimed = aligned_rates(s1, s2, v1_transposed.T, x_matrix)
     actual = [singular_value_velocity(w, v) for w, v in zip(layers, velocity, strict=True)]
     # The same with layers that satisfy V2 = U1^T instead: W2 = U2 S2 U1.
-    u1 = jnp.linalg.svd(w1)[0]
     u2 = jnp.linalg.svd(w2)[0]
     wrong = two_layer_velocity(w1, (u2 * s2[None, :]) @ u1, x_matrix)[0]
 
@@ -373,7 +350,3 @@ def _singular_value_curves() -> tuple[list[Curve], float]:
 
 def _values(w: jax.Array) -> jax.Array:
     return jnp.linalg.svd(w, compute_uv=False)
-
-
-def _alignment_map(values: np.ndarray, title: str) -> Map:
-    return Map(values, title, "k of U1", "k of V2", "|V2ᵀ U1|", (0.0, 1.0))
