@@ -3,8 +3,6 @@
 import numpy as np
 from jaxtyping import Float
 
-from dcjax.runtime.errors import SettingError
-
 
 def spectrum(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarray, " d"]:
     """Singular values of the covariance C = 1/n sum_i (z_i - mean)(z_i - mean)^T, largest first.
@@ -26,7 +24,7 @@ def spectrum(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarra
       Jing et al., ICLR 2022, eq. 1.
     """
     if np.ndim(z) != 2 or len(z) < 2:
-        raise SettingError(f"a spectrum needs an array [n, d] with n >= 2, found the shape {np.shape(z)}")
+        raise ValueError(f"z must have the shape [n, d] with n >= 2, found {np.shape(z)}")
     z = exact_rows(z, normalize=normalize)
     return squared_singular_values(z - z.mean(axis=0)) / len(z)
 
@@ -39,7 +37,7 @@ def exact_rows(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndar
     """
     z = np.asarray(z, np.float64)
     if not np.isfinite(z).all():
-        raise SettingError("a spectrum needs finite embeddings, found NaN or inf")
+        raise ValueError("z must be finite, found NaN or inf")
     if not normalize:
         return z
     norms = np.linalg.norm(z, axis=1, keepdims=True)

@@ -19,13 +19,7 @@ from dcjax.toy.flows import (
     two_layer_flow,
     two_layer_velocity,
 )
-from dcjax.toy.info_nce import (
-    covariance_split,
-    embedding_gradients,
-    info_nce,
-    interaction_matrix,
-    softmax_weights,
-)
+from dcjax.toy.info_nce import covariance_split, embedding_gradients, info_nce, interaction_matrix, softmax_weights
 from dcjax.toy.simulate import GRADIENTS, INITS, Setting, Trajectory, collapsed, embed, simulate
 
 __all__ = [

@@ -11,26 +11,27 @@ smaller or a run much shorter may miss them.
 """
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import json
 import os
 import pathlib
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
 
-MODULES = {"lemma": "lemmas", "theorem": "theorems", "corollary": "corollaries", "figure": "figures"}
-NUMBERS = {"lemma": (1, 2, 3), "theorem": (1, 2, 3), "corollary": (1, 2), "figure": (3, 4, 5, 6)}
-SAYS = {
-    "lemma": "the gradient flows and their parts",
-    "theorem": "1 strong augmentation, 2 alignment, 3 the growth of singular values",
-    "corollary": "the embeddings' covariance: 1 strong augmentation, 2 depth",
-    "figure": "the paper's toy figures",
+# Kind of statement: its module in dcjax.toy.statements, its numbers in the paper, and its help text.
+STATEMENTS = {
+    "lemma": ("lemmas", "123", "the gradient flows and their parts"),
+    "theorem": ("theorems", "123", "1 strong augmentation, 2 alignment, 3 the growth of singular values"),
+    "corollary": ("corollaries", "12", "the embeddings' covariance: 1 strong augmentation, 2 depth"),
+    "figure": ("figures", "3456", "the paper's toy figures"),
 }
 MAX_AMPLITUDE = 1000.0
 OPTIONS = ("seed", "seeds", "dim", "amplitude", "depth", "steps")
@@ -60,10 +61,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser(prog="python -m dcjax.toy", description=__doc__ or "")
-    for kind, numbers in NUMBERS.items():
-        parser.add_argument(
-            f"--{kind}", metavar="|".join(map(str, numbers)), action="append", default=[], help=SAYS[kind]
-        )
+    for kind, (_, numbers, text) in STATEMENTS.items():
+        parser.add_argument(f"--{kind}", metavar="|".join(numbers), action="append", default=[], help=text)
     parser.add_argument("--phase", action="store_true", help="the phase diagram of collapse over amplitude and depth")
     parser.add_argument("--all", action="store_true", help="every lemma, theorem, corollary and figure")
     parser.add_argument("--seed", type=int, help="the first seed (0)")
@@ -86,14 +85,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _chosen(flags: argparse.Namespace) -> list[str]:
     """The statements to run, as `theorem_1`."""
     names = []
-    for kind, numbers in NUMBERS.items():
-        known = [str(number) for number in numbers]
+    for kind, (_, numbers, _) in STATEMENTS.items():
         for value in getattr(flags, kind):
-            if value not in known:
-                raise SettingError(f"--{kind} must be {', '.join(known[:-1])} or {known[-1]}, found '{value}'")
+            if value not in list(numbers):
+                raise SettingError(f"--{kind} must be {', '.join(numbers[:-1])} or {numbers[-1]}, found '{value}'")
             names.append(f"{kind}_{value}")
     if flags.all:
-        names = [f"{kind}_{number}" for kind, numbers in NUMBERS.items() for number in numbers]
+        names = [f"{kind}_{number}" for kind, (_, numbers, _) in STATEMENTS.items() for number in numbers]
     if flags.phase:
         names.append("phase")
     if not names:
@@ -123,14 +121,18 @@ def _options(flags: argparse.Namespace) -> dict[str, Any]:
 def _folder(path: str) -> pathlib.Path:
     """The output folder, tried before anything is computed."""
     folder = pathlib.Path(path)
-    probe = folder / ".partial"
-    try:
+    with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise SettingError(f"--out '{path}' cannot be written ({error.strerror}); give a folder that can be") from error
+        tempfile.TemporaryFile(dir=folder).close()
     return folder
+
+
+@contextlib.contextmanager
+def _writing_to(folder: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingError(f"--out {folder} cannot be written ({error.strerror}); give a folder that can be") from error
 
 
 def _start_jax(x64: bool) -> None:
@@ -144,8 +146,8 @@ def _start_jax(x64: bool) -> None:
 
 
 def _function(name: str) -> Callable[..., Any]:
-    module = "phase" if name == "phase" else MODULES[name.partition("_")[0]]
-    return getattr(importlib.import_module(f"dcjax.toy.{module}"), name)
+    module = "phase" if name == "phase" else STATEMENTS[name.partition("_")[0]][0]
+    return getattr(importlib.import_module(f"dcjax.toy.statements.{module}"), name)
 
 
 def _check_options(names: list[str], functions: list[Callable[..., Any]], given: dict[str, Any]) -> None:
@@ -162,21 +164,22 @@ def _check_options(names: list[str], functions: list[Callable[..., Any]], given:
 def _run(name: str, function: Callable[..., Any], given: dict[str, Any], out: pathlib.Path) -> tuple[bool, str]:
     """Runs one statement, prints its table and writes its files; whether it holds, and a line for the summary."""
     from dcjax.toy.statements.claims import as_json, as_text
+    from dcjax.toy.statements.setups import DivergedError
 
     parameters = inspect.signature(function).parameters
-    options = {key: value.default for key, value in parameters.items()} | {
-        k: v for k, v in given.items() if k in parameters
-    }
+    options = {key: given.get(key, parameter.default) for key, parameter in parameters.items()}
     if name != "figure_3" and isinstance(options.get("amplitude"), list):
         (options["amplitude"],) = options["amplitude"]
-    report = function(**options)
+    try:
+        report = function(**options)
+    except DivergedError as error:
+        causes = " or ".join(f"--{option}" for option in ("amplitude", "depth", "dim") if option in options)
+        raise SettingError(f"{causes} must be smaller in {name.replace('_', ' ')}: {error}") from error
     print(as_text(report))
     figure, numbers = out / f"{name}.png", out / f"{name}.json"
-    try:
+    with _writing_to(out):
         report.draw(figure)
         replace_text(numbers, json.dumps(as_json(report, options), indent=1))
-    except OSError as error:
-        raise SettingError(f"--out '{out}' cannot be written ({error.strerror}); give a folder that can be") from error
     print(f"\n  {figure}\n  {numbers}\n")
     held = sum(check.holds for check in report.checks)
     return report.holds, f"{name:12} {held:2} of {len(report.checks):2} claims hold"

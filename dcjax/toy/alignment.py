@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcjax.runtime.errors import SettingError
 from dcjax.toy.validation import check_finite, check_layers, check_symmetric
 
 Layer1 = Float[Array | np.ndarray, "h d"]
@@ -90,7 +89,7 @@ def aligned_rates(
       Jing et al., ICLR 2022, Theorem 3 (eq. 11).
     """
     if v1.ndim != 2 or sigma1.shape != (v1.shape[1],) or sigma2.shape != sigma1.shape:
-        raise SettingError(
+        raise ValueError(
             f"sigma1, sigma2 and v1 must have the shapes [k], [k] and [d, k], found {sigma1.shape}, {sigma2.shape} and "
             f"{v1.shape}"
         )
@@ -120,7 +119,7 @@ def singular_value_velocity(
       Jing et al., ICLR 2022, Lemma 4 of appendix A.
     """
     if w.ndim != 2 or w.shape != velocity.shape:
-        raise SettingError(f"w and velocity must be two matrices of one shape, found {w.shape} and {velocity.shape}")
+        raise ValueError(f"w and velocity must be two matrices of one shape, found {w.shape} and {velocity.shape}")
     check_finite(w=w, velocity=velocity)
     u, _, v_transposed = jnp.linalg.svd(jnp.asarray(w), full_matrices=False)
     return jnp.sum(u * _dot(velocity, v_transposed.T), axis=0)
@@ -153,7 +152,7 @@ def alignment_velocity(
     """
     check_layers(w1, w2)
     if len({*w1.shape, *w2.shape, *gradient.shape}) != 1 or gradient.ndim != 2:
-        raise SettingError(
+        raise ValueError(
             f"w1, w2 and gradient must be square and of one size, found {w1.shape}, {w2.shape} and {gradient.shape}"
         )
     check_finite(gradient=gradient)

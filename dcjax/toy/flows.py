@@ -13,7 +13,6 @@ import numpy as np
 from jax.scipy.linalg import expm
 from jaxtyping import Array, Float
 
-from dcjax.runtime.errors import SettingError
 from dcjax.toy.validation import check_finite, check_layers, check_symmetric, check_time, concrete
 
 Matrix = Float[Array | np.ndarray, "m d"]
@@ -130,9 +129,9 @@ def two_layer_flow(
     check_symmetric(x_matrix, size=w1.shape[1])
     check_time(t)
     if jnp.ndim(t):
-        raise SettingError(f"t must be one number, found the shape {jnp.shape(t)}")
+        raise ValueError(f"t must be one number, found the shape {jnp.shape(t)}")
     if not isinstance(steps, int | np.integer) or steps < 1:
-        raise SettingError(f"steps must be a whole number of at least 1, found {steps}")
+        raise ValueError(f"steps must be a whole number of at least 1, found {steps}")
     dtype = jnp.result_type(w1, w2, 0.0)
     return _split_flow(*(jnp.asarray(v, dtype) for v in (w1, w2, x_matrix, t)), steps=int(steps))
 
@@ -242,12 +241,7 @@ def blow_up_time(sigma0: Time, gap: Time, rate: Time) -> Float[Array, "..."]:
 
 
 def integrate(
-    velocity: Callable[[Any], Any],
-    state: Any,
-    times: Float[Array | np.ndarray, " times"],
-    *,
-    rtol: float,
-    atol: float,
+    velocity: Callable[[Any], Any], state: Any, times: Float[Array | np.ndarray, " times"], *, rtol: float, atol: float
 ) -> Any:
     """Integrates an autonomous flow with an adaptive Runge-Kutta method of order 8: the reference for every closed
     form.
@@ -269,10 +263,10 @@ def integrate(
     import diffrax  # takes a second to import, and no closed form needs it
 
     if jnp.ndim(times) != 1 or jnp.size(times) == 0:
-        raise SettingError(f"times must have the shape [times], found {jnp.shape(times)}")
+        raise ValueError(f"times must have the shape [times], found {jnp.shape(times)}")
     check_time(times)
     if concrete(times) and (np.diff(np.asarray(times)) < 0).any():
-        raise SettingError("times must ascend")
+        raise ValueError("times must ascend")
     times = jnp.asarray(times)
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, args: velocity(y)),
@@ -286,6 +280,25 @@ def integrate(
         max_steps=100_000,
     )
     return solution.ys
+
+
+def descend(velocity: Callable[[Any], Any], state: Any, *, rate: float, steps: int) -> Any:
+    """Explicit Euler steps along a flow, which for a gradient flow are those of full-batch SGD.
+
+    Args:
+      velocity: `velocity(state)`, the derivative: a pytree like the state.
+      state: the pytree of arrays to start from.
+      rate: the length of a step in time, or learning rate.
+      steps: how many.
+
+    Returns:
+      The state after them.
+    """
+
+    def step(state, _):
+        return jax.tree.map(lambda w, v: w + rate * v, state, velocity(state)), None
+
+    return jax.lax.scan(step, state, length=steps)[0]
 
 
 def _matrix_exponential(a: jax.Array) -> jax.Array:
@@ -308,28 +321,9 @@ def _matrix_exponential(a: jax.Array) -> jax.Array:
     return jnp.where(squarings > rounds, jnp.nan, power)
 
 
-def descend(velocity: Callable[[Any], Any], state: Any, *, rate: float, steps: int) -> Any:
-    """Explicit Euler steps along a flow, which for a gradient flow are those of full-batch SGD.
-
-    Args:
-      velocity: `velocity(state)`, the derivative: a pytree like the state.
-      state: the pytree of arrays to start from.
-      rate: the length of a step in time, or learning rate.
-      steps: how many.
-
-    Returns:
-      The state after them.
-    """
-
-    def step(state, _):
-        return jax.tree.map(lambda w, v: w + rate * v, state, velocity(state)), None
-
-    return jax.lax.scan(step, state, length=steps)[0]
-
-
 def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
     if w0.ndim != 2:
-        raise SettingError(f"w0 must have the shape [m, d], found {w0.shape}")
+        raise ValueError(f"w0 must have the shape [m, d], found {w0.shape}")
     check_finite(w0=w0)
     check_symmetric(x_matrix, size=w0.shape[1])
     check_time(t)
@@ -339,7 +333,7 @@ def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _over_times(step, w0: jax.Array, x_matrix: jax.Array, t: jax.Array) -> jax.Array:
-    # Not vmap: see `dcjax.toy.statements.ensembles.over_seeds` on batched decompositions.
+    # Not vmap: see `dcjax.toy.statements.setups.over_seeds` on batched decompositions.
     found = jax.lax.map(functools.partial(step, w0, x_matrix), t.ravel())
     return found.reshape(*t.shape, *w0.shape)
 
@@ -357,11 +351,11 @@ def _aligned(sigma0, gap, rate) -> tuple[jax.Array, jax.Array, jax.Array]:
     check_finite(sigma0=sigma0, gap=gap, rate=rate)
     if concrete(sigma0, gap):
         if (np.asarray(sigma0) < 0).any():
-            raise SettingError(f"sigma0 must not be negative, found {np.asarray(sigma0).min():g}")
+            raise ValueError(f"sigma0 must not be negative, found {np.asarray(sigma0).min():g}")
         squared = np.square(np.asarray(sigma0))
         # A gap that was computed as a difference of squares may miss -sigma0^2 by rounding.
         if (np.asarray(gap) + squared < -1e-6 * squared).any():
-            raise SettingError(
+            raise ValueError(
                 f"gap must be at least -sigma0^2 (the other layer's squared value less this one's), found "
                 f"{np.asarray(gap).min():g} with sigma0 = {np.asarray(sigma0).min():g}"
             )

@@ -114,7 +114,7 @@ def interaction_matrix(x: Rows, x_prime: Rows, alpha: Weights) -> Float[Array, "
     References:
       Jing et al., ICLR 2022, eq. 6 (sign corrected).
     """
-    check_views(x, x_prime, names=("x", "x_prime"))
+    check_views(x=x, x_prime=x_prime)
     check_weights(x.shape[0], alpha)
     x, x_prime = _centred(x, x_prime)
     off, rows, columns = _negatives(jnp.asarray(alpha))
@@ -142,7 +142,7 @@ def covariance_split(x: Rows, x_prime: Rows, alpha: Weights) -> tuple[Float[Arra
     References:
       Jing et al., ICLR 2022, eq. 7 (Lemma 2).
     """
-    check_views(x, x_prime, names=("x", "x_prime"))
+    check_views(x=x, x_prime=x_prime)
     check_weights(x.shape[0], alpha)
     x, x_prime = _centred(x, x_prime)
     off, rows, columns = _negatives(jnp.asarray(alpha))
@@ -155,7 +155,7 @@ def covariance_split(x: Rows, x_prime: Rows, alpha: Weights) -> tuple[Float[Arra
 
 def _logits(z: Rows, z_prime: Rows) -> jax.Array:
     """-d_ij off the diagonal and -d_ii' on it, `[n, n]`."""
-    check_views(z, z_prime, names=("z", "z_prime"))
+    check_views(z=z, z_prime=z_prime)
     z, z_prime = _centred(z, z_prime)
     half = 0.5 * jnp.sum(jnp.square(z), axis=1)
     positive = -0.5 * jnp.sum(jnp.square(z - z_prime), axis=1)

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from dcjax.collapse import spectrum
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.runtime.errors import unknown_name
 from dcjax.toy.info_nce import embedding_gradients
 
 NOISES = ("block", "isotropic")
@@ -67,21 +67,19 @@ class Setting:
                 raise unknown_name(name, getattr(self, name), known)
         sizes = (self.dim, self.samples)
         if not all(isinstance(size, int) for size in sizes) or self.dim < 1 or self.samples < 2:
-            raise SettingError(
+            raise ValueError(
                 f"dim and samples must be whole numbers of at least 1 and 2, found {sizes[0]} and {sizes[1]}"
             )
         if self.noise == "block" and self.dim < 2:
-            raise SettingError(f"dim must be at least 2 for noise on half of the coordinates, found {self.dim}")
+            raise ValueError(f"dim must be at least 2 for noise on half of the coordinates, found {self.dim}")
         object.__setattr__(self, "frozen", tuple(self.frozen))
         for name in ("data_variance", "learning_rate"):
             if not 0 < getattr(self, name) < float("inf"):
-                raise SettingError(f"{name} must be positive and finite, found {getattr(self, name)}")
+                raise ValueError(f"{name} must be positive and finite, found {getattr(self, name)}")
         if (self.loss == "dot") != (self.temperature is not None):
-            raise SettingError(
-                f"temperature belongs to the loss dot, found {self.temperature} with the loss {self.loss}"
-            )
+            raise ValueError(f"temperature belongs to the loss dot, found {self.temperature} with the loss {self.loss}")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
-            raise SettingError(f"temperature must be positive and finite, found {self.temperature}")
+            raise ValueError(f"temperature must be positive and finite, found {self.temperature}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Trajectory:
     def alignment(self) -> np.ndarray:
         """|V2^T U1| of the first two layers, `[depths, amplitudes, seeds, records, dim, dim]`."""
         if max(self.depths) < 2:
-            raise SettingError(f"an alignment needs two layers, found the depths {list(self.depths)}")
+            raise ValueError(f"an alignment needs two layers, found the depths {list(self.depths)}")
         weights = self._finite()
         return np.abs(np.linalg.svd(weights[..., 1, :, :])[2] @ np.linalg.svd(weights[..., 0, :, :])[0])
 
@@ -137,7 +135,7 @@ class Trajectory:
 
     def _finite(self) -> np.ndarray:
         if not self.finite().all():
-            raise SettingError("a cell of the trajectory diverged: leave it out first (Trajectory.finite tells which)")
+            raise ValueError("a cell of the trajectory diverged: leave it out first (Trajectory.finite tells which)")
         return self.weights
 
 
@@ -334,7 +332,7 @@ def _uniform_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
     """PyTorch's default for linear layers: U(-1/sqrt(d), 1/sqrt(d))."""
     bound = dim**-0.5
     return jnp.stack(
-        [jax.random.uniform(_layer_key(key, i), (dim, dim), jnp.float32, -bound, bound) for i in range(layers)]
+        [jax.random.uniform(jax.random.fold_in(key, i), (dim, dim), jnp.float32, -bound, bound) for i in range(layers)]
     ).astype(dtype)
 
 
@@ -345,7 +343,7 @@ def _decaying_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
         u, _, v_transposed = jnp.linalg.svd(jax.random.uniform(key, (dim, dim), jnp.float32).astype(dtype))
         return (u * _decay(dim, dtype)[None, :]) @ v_transposed
 
-    return jnp.stack([layer(_layer_key(key, i)) for i in range(layers)])
+    return jnp.stack([layer(jax.random.fold_in(key, i)) for i in range(layers)])
 
 
 def _balanced_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
@@ -353,10 +351,6 @@ def _balanced_layers(key: jax.Array, layers: int, dim: int, dtype) -> jax.Array:
     bases = jax.random.orthogonal(key, dim, (layers + 1,), jnp.float32).astype(dtype)
     bases = jnp.linalg.qr(bases)[0]  # orthogonal to the rounding of the wider dtype
     return (bases[1:] * _decay(dim, dtype)[None, None, :]) @ jnp.swapaxes(bases[:-1], 1, 2)
-
-
-def _layer_key(key: jax.Array, layer: int) -> jax.Array:
-    return jax.random.fold_in(key, layer)
 
 
 def _decay(dim: int, dtype) -> jax.Array:
@@ -373,17 +367,17 @@ def _block(cells: int) -> int:
 def _check_grid(setting, depths, amplitudes, seeds, steps) -> None:
     for name, axis in (("depths", depths), ("amplitudes", amplitudes), ("seeds", seeds), ("steps", steps)):
         if len(axis) == 0:
-            raise SettingError(f"{name} must not be empty")
+            raise ValueError(f"{name} must not be empty")
     if min(depths) < 1:
-        raise SettingError(f"depths must be at least 1, found {min(depths)}")
+        raise ValueError(f"depths must be at least 1, found {min(depths)}")
     if not all(0 <= amplitude < float("inf") for amplitude in amplitudes):
-        raise SettingError(f"amplitudes must be finite and not negative, found {list(amplitudes)}")
+        raise ValueError(f"amplitudes must be finite and not negative, found {list(amplitudes)}")
     if not all(0 <= seed < 2**32 for seed in seeds):
-        raise SettingError(f"seeds must be from 0 to 2^32 - 1, found {list(seeds)}")
+        raise ValueError(f"seeds must be from 0 to 2^32 - 1, found {list(seeds)}")
     if steps[0] < 0 or any(a >= b for a, b in itertools.pairwise(steps)):
-        raise SettingError(f"steps must ascend from 0 or more, found {list(steps)[:5]}")
+        raise ValueError(f"steps must ascend from 0 or more, found {list(steps)[:5]}")
     if not all(0 <= layer < min(depths) for layer in setting.frozen):
-        raise SettingError(f"frozen must name layers from 0 to {min(depths) - 1}, found {setting.frozen}")
+        raise ValueError(f"frozen must name layers from 0 to {min(depths) - 1}, found {setting.frozen}")
 
 
 INITS: dict[str, Callable[..., jax.Array]] = {

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax.toy.simulate import GRADIENTS, simulate
-from dcjax.toy.statements.ensembles import STRONG
+from dcjax.toy.statements.setups import STRONG
 
 PEERS = ("dcjax", "numpy", "torch")
 AMPLITUDE = 2.0

@@ -1,11 +1,16 @@
 """The spectrum, the effective rank and the plot."""
 
+import subprocess
+import sys
+
 import matplotlib.image
 import numpy as np
 import pytest
+from helpers import new_process
 from matplotlib.figure import Figure
 
-from dcjax.collapse import effective_rank, plot_spectra, spectrum
+from dcjax.collapse import effective_rank, spectrum
+from dcjax.collapse.plot import plot_spectra
 
 
 def embedding(values, n=400, seed=0):
@@ -52,11 +57,20 @@ def test_effective_rank_of_known_spectra():
 
 @pytest.mark.parametrize(
     ("z", "message"),
-    [(np.zeros(3), r"\(3,\)"), (np.zeros((1, 3)), r"\(1, 3\)"), (np.full((3, 3), np.nan), "NaN")],
+    [
+        (np.zeros(3), r"^z must .*found \(3,\)"),
+        (np.zeros((1, 3)), r"^z must .*found \(1, 3\)"),
+        (np.full((3, 3), np.nan), "^z must be finite, found NaN"),
+    ],
 )
 def test_bad_input(unchecked_shapes, z, message):
     with pytest.raises(ValueError, match=message):
         spectrum(z, normalize=False)
+
+
+def test_the_spectrum_is_computed_without_matplotlib():
+    code = "import sys; from dcjax.collapse import spectrum; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=new_process(), check=True)
 
 
 def test_plot(tmp_path, monkeypatch):

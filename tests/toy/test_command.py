@@ -12,6 +12,8 @@ from helpers import new_process
 from dcjax.runtime.errors import SettingError
 from dcjax.toy.__main__ import main
 from dcjax.toy.statements.claims import Report, vanishes
+from dcjax.toy.statements.plot import Curve, Panel
+from dcjax.toy.statements.setups import DivergedError
 
 
 def command(*flags, cwd):
@@ -49,7 +51,7 @@ def test_a_claim_that_fails_is_exit_status_1(tmp_path, monkeypatch, precision):
     def stated(name):
         def statement(*, seed=0, amplitude=2.0):
             check = vanishes("nothing", [1e-3 * amplitude], double=1e-2, single=1e-2)
-            return Report("title", "statement", [check], [], lambda path: path.write_bytes(b"figure"))
+            return Report("title", "statement", [check], [], [Panel([Curve([1.0])], "rank", "value")])
 
         return statement
 
@@ -68,6 +70,15 @@ def test_a_claim_that_fails_is_exit_status_1(tmp_path, monkeypatch, precision):
         assert not numbers["holds"]
         assert numbers["options"] == {"seed": 0, "amplitude": 100.0}
         assert numbers["precision"] == "float32"
+
+
+def test_a_simulation_that_diverges_names_the_flag(tmp_path, monkeypatch, precision):
+    def statement(*, seed=0, amplitude=2.0):
+        raise DivergedError("the simulation diverged at amplitude 50")
+
+    monkeypatch.setattr("dcjax.toy.__main__._function", lambda name: statement)
+    with pytest.raises(SettingError, match=r"^--amplitude must be smaller in theorem 1: the simulation diverged"):
+        main(["--theorem", "1", "--amplitude", "50", "--out", str(tmp_path)])
 
 
 @pytest.mark.slow

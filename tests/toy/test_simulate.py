@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from helpers import double_precision
 
-from dcjax.runtime.errors import SettingError
 from dcjax.toy import INITS, Setting, Trajectory, collapsed, embed, info_nce, simulate
 from dcjax.toy.simulate import _bases, _draw
-from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, run
+from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, DivergedError, run
 
 TINY = dataclasses.replace(STRONG, dim=4, samples=6)
 
@@ -160,7 +159,7 @@ def test_what_a_trajectory_tells():
 
 def test_an_alignment_needs_two_layers():
     shallow = Trajectory(TINY, (1,), (1.0,), (0,), np.array([1]), np.ones((1, 1, 1, 1, 1, 4, 4)))
-    with pytest.raises(SettingError, match=r"found the depths \[1\]"):
+    with pytest.raises(ValueError, match=r"found the depths \[1\]"):
         shallow.alignment()
 
 
@@ -170,12 +169,12 @@ def test_collapsed():
 
 
 def test_divergence_is_kept_by_simulate_and_named_by_run():
-    with pytest.raises(SettingError, match=r"diverged at amplitude 50, depth 3, seed 0 .*learning rate 2"):
+    with pytest.raises(DivergedError, match=r"diverged at amplitude 50, depth 3, seed 0 .*learning rate 2"):
         run(TINY, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60], learning_rate=2.0)
     setting = dataclasses.replace(TINY, learning_rate=2.0)
     lost = simulate(setting, depths=[3], amplitudes=[50.0], seeds=[0], steps=[60])
     np.testing.assert_array_equal(lost.finite(), [[[False]]])
-    with pytest.raises(SettingError, match="a cell of the trajectory diverged"):
+    with pytest.raises(ValueError, match="a cell of the trajectory diverged"):
         lost.singular_values()
 
 

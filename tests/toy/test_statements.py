@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dcjax.toy.statements import claims, corollaries, ensembles, figures, lemmas, phase, theorems
+from dcjax.toy.statements import claims, corollaries, figures, lemmas, phase, setups, theorems
 from dcjax.toy.statements.claims import as_json, as_text
 from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 
@@ -32,7 +32,7 @@ def small(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     for module in (theorems, corollaries):
         for name in ("STRONG", "TWO_LAYERS"):
-            monkeypatch.setattr(module, name, dataclasses.replace(getattr(ensembles, name), samples=32), raising=False)
+            monkeypatch.setattr(module, name, dataclasses.replace(getattr(setups, name), samples=32), raising=False)
     monkeypatch.setattr(lemmas, "SAMPLES", (2, 8))
     monkeypatch.setattr(lemmas, "STRANG_STEPS", (32, 64, 128, 256))
     monkeypatch.setattr(lemmas, "LEARNING_RATES", (0.02, 0.01))

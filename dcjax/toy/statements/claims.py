@@ -4,11 +4,13 @@ import dataclasses
 import math
 import pathlib
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+
+from dcjax.toy.statements.plot import Map, draw_curves, draw_maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A statement, its checks, and how to draw it.
+    """A statement, its checks, and its figure.
 
     Attributes:
       title: which statement, and what it says in a few words.
       statement: the formula as it is tested.
       checks: the claims.
       notes: where the printed statement must be read with care.
-      draw: writes the figure to a path.
+      panels: the figure from left to right, each a `Panel` or each a `Map`.
       tables: further numbers.
       numbers: what the figure shows, arrays by name.
     """
@@ -50,7 +52,7 @@ class Report:
     statement: str
     checks: Sequence[Check]
     notes: Sequence[str]
-    draw: Callable[[pathlib.Path], None]
+    panels: Sequence[Any]
     tables: Sequence[Table] = ()
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -58,6 +60,10 @@ class Report:
     def holds(self) -> bool:
         """Whether every claim holds."""
         return all(check.holds for check in self.checks)
+
+    def draw(self, path: pathlib.Path) -> None:
+        """Writes the figure, a PNG."""
+        (draw_maps if isinstance(self.panels[0], Map) else draw_curves)(path, self.panels)
 
 
 def vanishes(claim: str, errors: Any, *, double: float, single: float) -> Check:

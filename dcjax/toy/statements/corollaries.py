@@ -7,23 +7,14 @@ import numpy as np
 from dcjax.collapse import effective_rank, spectrum
 from dcjax.toy.simulate import Trajectory, collapsed, embed
 from dcjax.toy.statements.claims import Check, Report, counts, listed, vanishes
-from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, run
-from dcjax.toy.statements.plot import Curve, Panel, draw_curves
+from dcjax.toy.statements.plot import Curve, Panel
+from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, run
 
 WEAK = 0.1
 
 
 def corollary_1(*, seed: int = 0, seeds: int = 3, dim: int = 16, amplitude: float = 2.0, steps: int = 6000) -> Report:
-    """Strong augmentation gives the embeddings' covariance a low rank.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-      amplitude: variance of the strong augmentation's noise, on the last dim // 2 coordinates; pairs of inputs differ
-        by the identity.
-      steps: of SGD.
-    """
+    """Strong augmentation gives the embeddings' covariance a low rank."""
     trajectory = run(STRONG, dim=dim, amplitudes=[WEAK, amplitude], seeds=range(seed, seed + seeds), steps=[steps])
     weak, strong = trajectory.embedding_spectra()[0, :, :, -1]  # each [seeds, dim]
     gone = dim // 2 if amplitude > 1 else 0
@@ -42,42 +33,23 @@ def corollary_1(*, seed: int = 0, seeds: int = 3, dim: int = 16, amplitude: floa
             f"{amplitude:g} (of {dim}).",
             "1e-4 in the covariance is 1 % in the weights.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(weak, label=f"noise {WEAK:g}", colour=0),
-                        Curve(strong, label=f"noise {amplitude:g}", colour=1),
-                    ],
-                    "rank",
-                    "eigenvalue of C(z)",
-                    f"linear model, noise on {dim // 2} of {dim}",
-                )
-            ],
-        ),
+        panels=[
+            Panel(
+                [Curve(weak, label=f"noise {WEAK:g}", colour=0), Curve(strong, label=f"noise {amplitude:g}", colour=1)],
+                "rank",
+                "eigenvalue of C(z)",
+                f"linear model, noise on {dim // 2} of {dim}",
+            )
+        ],
         numbers={"weak": weak, "strong": strong},
     )
 
 
 def corollary_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, depth: int = 2, steps: int = 10000) -> Report:
-    """Layers that a linear model does not need give the covariance a low rank, with hardly any augmentation.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of every layer.
-      depth: how many layers the deep model has; at least 2.
-      steps: of SGD.
-    """
+    """Layers that a linear model does not need give the covariance a low rank, with hardly any augmentation."""
     depth = max(depth, 2)
     trajectory = run(
-        TWO_LAYERS,
-        dim=dim,
-        depths=[1, depth],
-        amplitudes=[1e-6],
-        seeds=range(seed, seed + seeds),
-        steps=[steps],
+        TWO_LAYERS, dim=dim, depths=[1, depth], amplitudes=[1e-6], seeds=range(seed, seed + seeds), steps=[steps]
     )
     shallow, deep = trajectory.embedding_spectra()[:, 0, :, -1]
     many = collapsed(deep, below=1e-2)
@@ -99,17 +71,14 @@ def corollary_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, depth: int = 2,
             f"Effective rank of the embeddings: {_rank(shallow):.1f} with one layer, {_rank(deep):.1f} with {depth} "
             f"(of {dim}).",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [Curve(shallow, label="1 layer", colour=0), Curve(deep, label=f"{depth} layers", colour=1)],
-                    "rank",
-                    "eigenvalue of C(z)",
-                    "linear chains, little augmentation",
-                )
-            ],
-        ),
+        panels=[
+            Panel(
+                [Curve(shallow, label="1 layer", colour=0), Curve(deep, label=f"{depth} layers", colour=1)],
+                "rank",
+                "eigenvalue of C(z)",
+                "linear chains, little augmentation",
+            )
+        ],
         numbers={"shallow": shallow, "deep": deep},
     )
 

@@ -8,17 +8,11 @@ import numpy as np
 
 from dcjax.toy.alignment import conserved_quantity
 from dcjax.toy.flows import blow_up_time, descend, integrate, two_layer_flow, two_layer_velocity
-from dcjax.toy.info_nce import (
-    covariance_split,
-    embedding_gradients,
-    info_nce,
-    interaction_matrix,
-    softmax_weights,
-)
+from dcjax.toy.info_nce import covariance_split, embedding_gradients, info_nce, interaction_matrix, softmax_weights
 from dcjax.toy.simulate import INITS
 from dcjax.toy.statements.claims import Report, close, in_double, refuted, relative_error, vanishes
-from dcjax.toy.statements.ensembles import over_seeds, random_model, two_layer_descent
-from dcjax.toy.statements.plot import Curve, Panel, draw_curves
+from dcjax.toy.statements.plot import Curve, Panel, power_law
+from dcjax.toy.statements.setups import over_seeds, random_model, two_layer_descent
 
 SAMPLES = (2, 8, 64)
 STRANG_STEPS = (16, 32, 64, 128, 256)
@@ -26,13 +20,7 @@ LEARNING_RATES = (0.08, 0.04, 0.02, 0.01)
 
 
 def lemma_1(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
-    """The gradients of the loss and the flow of a linear model, against automatic differentiation.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-    """
+    """The gradients of the loss and the flow of a linear model, against automatic differentiation."""
 
     def errors(key, n):
         w, x, x_prime = random_model(key, n, dim)
@@ -62,37 +50,26 @@ def lemma_1(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
             refuted("slides: a_ii without / Z_i, rows sum to 1", found["printed"], by=1e-3),
         ],
         notes=[f"{seeds} seeds, N = {', '.join(map(str, SAMPLES))}; the largest error counts."],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(found["z"].T, SAMPLES, "g", 0),
-                        Curve(found["z_prime"].T, SAMPLES, "g'", 1),
-                        Curve(found["w"].T, SAMPLES, "G", 2),
-                        Curve(found["printed"].T, SAMPLES, "row sums, a_ii as in the slides", 3),
-                    ],
-                    "samples N",
-                    "relative error",
-                    "eq. 4 against automatic differentiation",
-                    log_x=True,
-                )
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(found["z"].T, SAMPLES, "g", 0),
+                    Curve(found["z_prime"].T, SAMPLES, "g'", 1),
+                    Curve(found["w"].T, SAMPLES, "G", 2),
+                    Curve(found["printed"].T, SAMPLES, "row sums, a_ii as in the slides", 3),
+                ],
+                "samples N",
+                "relative error",
+                "eq. 4 against automatic differentiation",
+                log_x=True,
+            )
+        ],
         numbers={"samples": SAMPLES, **found},
     )
 
 
 def lemma_2(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 2.0) -> Report:
-    """X is the difference of two positive semi-definite matrices: the data's covariance and the augmentation's.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-      amplitude: variance of the augmentation's noise, on the last dim // 2 coordinates; pairs of inputs differ by the
-        identity.
-    """
+    """X is the difference of two positive semi-definite matrices: the data's covariance and the augmentation's."""
 
     def matrices(key, n):
         w, x, x_prime = random_model(key, n, dim, amplitude)
@@ -135,36 +112,26 @@ def lemma_2(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
             "Eq. 6 is printed with a minus before its first bracket; its own proof starts from the plus that is right.",
             "The sum of S0 runs over ordered pairs (i, j); over unordered pairs it is half of what is needed.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(s0_values, label="S0/N, data", colour=0),
-                        Curve(s1_values, label="S1/N, augmentation", colour=1),
-                        Curve(x_values, label="X/N", colour=2),
-                    ],
-                    "eigenvalue rank",
-                    "eigenvalue",
-                    f"X = S0 - S1, noise {amplitude:g} on {dim // 2} of {dim}",
-                    log_y=False,
-                    level=0.0,
-                )
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(s0_values, label="S0/N, data", colour=0),
+                    Curve(s1_values, label="S1/N, augmentation", colour=1),
+                    Curve(x_values, label="X/N", colour=2),
+                ],
+                "eigenvalue rank",
+                "eigenvalue",
+                f"X = S0 - S1, noise {amplitude:g} on {dim // 2} of {dim}",
+                log_y=False,
+                level=0.0,
+            )
+        ],
         numbers={"samples": SAMPLES, **found, "eigenvalues": {"x": x_values, "s0": s0_values, "s1": s1_values}},
     )
 
 
 def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 0.01) -> Report:
-    """The flow of two linear layers: its velocity, its integral for fixed X, and what it conserves.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of both layers.
-      amplitude: variance of the augmentation's noise, on the last dim // 2 coordinates.
-    """
+    """The flow of two linear layers: its velocity, its integral for fixed X, and what it conserves."""
     evaluate = functools.partial(_two_layer_errors, dim=dim, amplitude=amplitude)
     found = over_seeds(evaluate, seed, seeds)
     order = np.log2(found["strang"][:, 2] / found["strang"][:, 3])
@@ -185,37 +152,34 @@ def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
             f"Along the ODE to t = 10 the entries of W1 moved by up to {found['moved'].max():.2f}.",
             "SGD conserves eq. 10 up to O(learning rate) only.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(found["strang"], STRANG_STEPS, "split flow", 0),
-                        Curve(_slope(STRANG_STEPS, found["strang"], -2), STRANG_STEPS, "second order", "grey"),
-                    ],
-                    "steps",
-                    "relative error",
-                    "X fixed: split flow against the ODE",
-                    log_x=True,
-                ),
-                Panel(
-                    [
-                        Curve(found["euler"], LEARNING_RATES, "SGD", 0),
-                        Curve(_slope(LEARNING_RATES, found["euler"], 1), LEARNING_RATES, "first order", "grey"),
-                        Curve(
-                            np.tile(found["drift"][:, None], (1, len(LEARNING_RATES))),
-                            LEARNING_RATES,
-                            "adaptive ODE solver",
-                            1,
-                        ),
-                    ],
-                    "learning rate",
-                    "relative drift",
-                    "W1 W1ᵀ - W2ᵀ W2 along the real flow",
-                    log_x=True,
-                ),
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(found["strang"], STRANG_STEPS, "split flow", 0),
+                    power_law(STRANG_STEPS, found["strang"], -2, "second order"),
+                ],
+                "steps",
+                "relative error",
+                "X fixed: split flow against the ODE",
+                log_x=True,
+            ),
+            Panel(
+                [
+                    Curve(found["euler"], LEARNING_RATES, "SGD", 0),
+                    power_law(LEARNING_RATES, found["euler"], 1, "first order"),
+                    Curve(
+                        np.tile(found["drift"][:, None], (1, len(LEARNING_RATES))),
+                        LEARNING_RATES,
+                        "adaptive ODE solver",
+                        1,
+                    ),
+                ],
+                "learning rate",
+                "relative drift",
+                "W1 W1ᵀ - W2ᵀ W2 along the real flow",
+                log_x=True,
+            ),
+        ],
         numbers={"strang_steps": STRANG_STEPS, "learning_rates": LEARNING_RATES, **found},
     )
 
@@ -269,9 +233,3 @@ def _printed_eq_6(x: jax.Array, x_prime: jax.Array, alpha: jax.Array) -> jax.Arr
     rows, columns = off.sum(1)[:, None], off.sum(0)[:, None]
     bracket = rows * x_prime - off @ x + columns * x - off.T @ x
     return -bracket.T @ x - (rows * (x_prime - x)).T @ x_prime
-
-
-def _slope(x, y: np.ndarray, order: int) -> np.ndarray:
-    """A power law through the median of the last points."""
-    x = np.asarray(x, float)
-    return np.median(y[:, -1]) * (x / x[-1]) ** order

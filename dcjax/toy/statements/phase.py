@@ -2,7 +2,6 @@
 
 import dataclasses
 import sys
-import time
 
 import jax
 import numpy as np
@@ -10,8 +9,8 @@ from tqdm import tqdm
 
 from dcjax.toy.simulate import Setting, Trajectory, collapsed, simulate
 from dcjax.toy.statements.claims import Check, Report, counts
-from dcjax.toy.statements.ensembles import STRONG
-from dcjax.toy.statements.plot import Map, draw_maps
+from dcjax.toy.statements.plot import Map
+from dcjax.toy.statements.setups import STRONG
 
 THRESHOLD = 1e-2
 
@@ -43,13 +42,8 @@ def phase(
 ) -> Report:
     """Counts the collapsed dimensions of linear chains over a grid of augmentation amplitudes and depths.
 
-    Args:
-      seed: the first seed.
-      seeds: how many; None for 3 on a CPU, 8 on an accelerator.
-      dim: width of every layer.
-      amplitude: the upper end of the axis of noise variances; the noise is on the last dim // 2 coordinates.
-      depth: the deepest chain; None for 4 on a CPU, 6 on an accelerator.
-      steps: of SGD; None for 10,000 on a CPU, 20,000 on an accelerator.
+    With None, seeds, depth and steps are those of `SMALL` on a CPU and of `FULL` on an accelerator. `amplitude` is the
+    upper end of its axis.
     """
     size = SMALL if jax.default_backend() == "cpu" else FULL
     seeds, depth, steps = seeds or size.seeds, depth or size.depth, steps or size.steps
@@ -75,23 +69,20 @@ def phase(
             "inputs, 1; along the left column depth does with hardly any noise.",
             f"{number.size} models of {steps} steps; {lost} diverged and are left out.",
         ],
-        draw=lambda path: draw_maps(
-            path,
-            [
-                Map(
-                    share,
-                    f"linear chains, noise on {dim // 2} of {dim} coordinates, mean of {seeds} seeds",
-                    "variance of the augmentation's noise (pairs of inputs: 1)",
-                    "layers",
-                    "collapsed dimensions",
-                    (0.0, float(dim)),
-                    x_edges=edges,
-                    y_names=[str(i) for i in range(1, depth + 1)],
-                    mark=1.0,
-                    wide=True,
-                )
-            ],
-        ),
+        panels=[
+            Map(
+                share,
+                f"linear chains, noise on {dim // 2} of {dim} coordinates, mean of {seeds} seeds",
+                "variance of the augmentation's noise (pairs of inputs: 1)",
+                "layers",
+                "collapsed dimensions",
+                (0.0, float(dim)),
+                x_edges=edges,
+                y_names=[str(i) for i in range(1, depth + 1)],
+                mark=1.0,
+                wide=True,
+            )
+        ],
         numbers={
             "amplitudes": amplitudes,
             "depths": np.arange(1, depth + 1),
@@ -106,21 +97,16 @@ def phase(
 
 
 def _train(setting: Setting, depths: range, amplitudes: np.ndarray, seeds: range, steps: int) -> Trajectory:
-    """Trains all cells as one compiled batch: says first what it will take, then shows how far it is."""
-    grid = {"depths": list(depths), "amplitudes": amplitudes.tolist(), "seeds": list(seeds)}
-    simulate(setting, **grid, steps=[1])  # compiles
-    start = time.perf_counter()
-    probe = min(steps, 20)
-    simulate(setting, **grid, steps=[probe])
-    seconds = (time.perf_counter() - start) / probe * steps
+    """Trains all cells as one compiled batch behind a progress bar."""
     models = len(depths) * len(amplitudes) * len(seeds)
     print(
         f"phase diagram: {len(amplitudes)} amplitudes x {len(depths)} depths x {len(seeds)} seeds = {models} models, "
-        f"{steps} steps each: about {seconds / 60:.1f} min on {jax.device_count()} x {jax.devices()[0].device_kind}",
+        f"{steps} steps each, on {jax.device_count()} x {jax.devices()[0].device_kind}",
         file=sys.stderr,
     )
+    grid = {"depths": list(depths), "amplitudes": amplitudes.tolist(), "seeds": list(seeds), "steps": [steps]}
     with tqdm(total=steps, unit="step", file=sys.stderr) as bar:
-        return simulate(setting, **grid, steps=[steps], progress=lambda step: bar.update(step - bar.n))
+        return simulate(setting, **grid, progress=lambda step: bar.update(step - bar.n))
 
 
 def _checks(amplitudes: np.ndarray, number: np.ndarray, share: np.ndarray, noisy: int) -> list[Check]:

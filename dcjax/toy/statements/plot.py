@@ -88,6 +88,17 @@ def family(x: np.ndarray, values: np.ndarray, x_label: str, y_label: str, title:
     return Panel(curves, x_label, y_label, title, label_ends=True)
 
 
+def power_law(x: Sequence[float], values: np.ndarray, order: int, label: str) -> Curve:
+    """The reference line proportional to x ** order through the median of the last of `[seeds, points]`."""
+    ratio = np.asarray(x, float) / x[-1]
+    return Curve(np.median(values[:, -1]) * ratio**order, x, label, "grey")
+
+
+def alignment_map(values: np.ndarray, title: str) -> Map:
+    """The map of an alignment matrix |V2^T U1|."""
+    return Map(values, title, "k of U1", "k of V2", "|V2ᵀ U1|", (0.0, 1.0))
+
+
 def draw_curves(path: pathlib.Path, panels: Sequence[Panel]) -> None:
     """Writes a PNG with the panels side by side."""
     with _figure(path, len(panels), PANEL) as (_, axes):

@@ -1,5 +1,6 @@
 """Theorems 1 to 3, put to the test: in closed form, against an ODE solver, and with the real X of SGD."""
 
+import dataclasses
 import functools
 
 import jax
@@ -35,23 +36,14 @@ from dcjax.toy.statements.claims import (
     relative_error,
     vanishes,
 )
-from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
-from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
+from dcjax.toy.statements.plot import Curve, Panel, alignment_map, family, power_law
+from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 
 FIXED_SAMPLES = 512  # behind the X that Theorem 1 holds fixed
 
 
 def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 2.0, steps: int = 6000) -> Report:
-    """Where X has negative eigenvalues the weights lose those directions.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of the model.
-      amplitude: variance of the augmentation's noise, on the last dim // 2 coordinates; pairs of inputs differ by the
-        identity, so that X has negative eigenvalues from 1 on.
-      steps: of SGD with the real X.
-    """
+    """Where X has negative eigenvalues the weights lose those directions."""
     times = np.linspace(0, 8, 33)
     evaluate = functools.partial(_fixed_x_flow, times=times, dim=dim, amplitude=amplitude)
     found = over_seeds(evaluate, seed, seeds)
@@ -79,12 +71,7 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
             vanishes("eigenvalue form against expm, relative", found["spectral"], double=1e-10, single=1e-4),
             vanishes("|W(t) v_k| = |W(0) v_k| e^(lambda_k t), t <= 2", found["lengths"], double=1e-10, single=1e-2),
             vanishes("s_min(W0) <= s_k e^(-lambda_k t) <= s_max(W0)", found["squeezed"], double=1e-10, single=1e-4),
-            close(
-                "mean eigenvalue of X on the noise, 1 - k",
-                mean,
-                1.0 - amplitude,
-                allowed=4.5 * standard_error,
-            ),
+            close("mean eigenvalue of X on the noise, 1 - k", mean, 1.0 - amplitude, allowed=4.5 * standard_error),
             *checks,
         ],
         notes=[
@@ -95,43 +82,34 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
             "The noise must be on one view (x' = x + noise). With noise on both, X is positive at small weights and "
             "nothing vanishes.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                family(times, found["singular_values"], "time", "singular value of W", "X fixed: closed form"),
-                family(
-                    trajectory.steps,
-                    trained,
-                    "SGD step",
-                    "singular value of W",
-                    f"real X, noise {amplitude:g} on {dim // 2} of {dim}",
-                ),
-            ],
-        ),
+        panels=[
+            family(times, found["singular_values"], "time", "singular value of W", "X fixed: closed form"),
+            family(
+                trajectory.steps,
+                trained,
+                "SGD step",
+                "singular value of W",
+                f"real X, noise {amplitude:g} on {dim // 2} of {dim}",
+            ),
+        ],
         numbers={"times": times, **found, "steps": trajectory.steps, "trained_singular_values": trained},
     )
 
 
 def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000) -> Report:
-    """Two layers align where their singular values outgrow what the flow conserves, and there alone.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of both layers.
-      steps: of SGD with the real X.
-    """
-    grid = {"dim": dim, "depths": [2], "amplitudes": [1e-6], "seeds": range(seed, seed + seeds), "steps": [0, steps]}
-    balanced = run(TWO_LAYERS, **grid, init="balanced", learning_rate=0.05)
-    decaying = run(TWO_LAYERS, **grid, learning_rate=0.05)
-    frozen = run(TWO_LAYERS, **grid, learning_rate=0.05, frozen=(1,))
-    diagonals = {
-        name: np.diagonal(t.alignment()[0, 0], axis1=-2, axis2=-1)  # [seeds, records, dim]
-        for name, t in (("balanced", balanced), ("decaying", decaying), ("frozen", frozen))
+    """Two layers align where their singular values outgrow what the flow conserves, and there alone."""
+    setting = dataclasses.replace(TWO_LAYERS, dim=dim, learning_rate=0.05)
+    grid = {"depths": [2], "amplitudes": [1e-6], "seeds": range(seed, seed + seeds), "steps": [0, steps]}
+    runs = {
+        "balanced": run(setting, **grid, init="balanced"),
+        "decaying": run(setting, **grid),
+        "frozen": run(setting, **grid, frozen=(1,)),
     }
-    identity, bound, blocks = forced_alignment(decaying.weights[0, 0, :, -1])
+    matrices = {name: trajectory.alignment()[0, 0] for name, trajectory in runs.items()}
+    diagonals = {name: np.diagonal(a, axis1=-2, axis2=-1) for name, a in matrices.items()}  # [seeds, records, dim]
+    identity, bound, blocks = forced_alignment(runs["decaying"].weights[0, 0, :, -1])
     quarter = max(dim // 4, 1)
-    frozen_blocks = forced_alignment(frozen.weights[0, 0, :, -1], size=quarter)[2]
+    frozen_blocks = forced_alignment(runs["frozen"].weights[0, 0, :, -1], size=quarter)[2]
     fixed, growth, rate_error = _fixed_positive_definite(seed, seeds, dim)
     fixed_diagonal = np.abs(np.diagonal(fixed, axis1=-2, axis2=-1))
     return Report(
@@ -158,27 +136,18 @@ def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000
             "projector needs no orthogonal factor (the first proposition).",
             "Signs of A are free.",
         ],
-        draw=lambda path: draw_maps(
-            path,
-            [
-                _alignment_map(balanced.alignment()[0, 0, 0, -1], "balanced start"),
-                _alignment_map(decaying.alignment()[0, 0, 0, -1], "decaying start"),
-                _alignment_map(np.abs(fixed[0]), "X fixed, W → ∞"),
-                _alignment_map(frozen.alignment()[0, 0, 0, -1], "W2 frozen"),
-            ],
-        ),
+        panels=[
+            alignment_map(matrices["balanced"][0, -1], "balanced start"),
+            alignment_map(matrices["decaying"][0, -1], "decaying start"),
+            alignment_map(np.abs(fixed[0]), "X fixed, W → ∞"),
+            alignment_map(matrices["frozen"][0, -1], "W2 frozen"),
+        ],
         numbers={**diagonals, "fixed": fixed_diagonal, "dominant_block": blocks, "frozen_block": frozen_blocks},
     )
 
 
 def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
-    """The rates of the singular values of aligned layers, along true trajectories, and their closed form.
-
-    Args:
-      seed: the first seed.
-      seeds: how many.
-      dim: width of both layers.
-    """
+    """The rates of the singular values of aligned layers, along true trajectories, and their closed form."""
     n, times, rates = 64, np.asarray([1.0, 5.0, 20.0, 60.0]), (0.04, 0.02, 0.01, 0.005)
     rtol, atol = (1e-11, 1e-13) if in_double() else (1e-6, 1e-8)
 
@@ -227,25 +196,20 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
             "s2 (s2^2 + C) m. It is also an equation, not a solution; the solution is `singular_value_flow`.",
             "m > 0 ends in finite time (`blow_up_time`); the real X shrinks as the weights grow, which prevents it.",
         ],
-        draw=lambda path: draw_curves(
-            path,
-            [
-                Panel(
-                    [
-                        Curve(found["sgd"], rates, "SGD to t = 1", 0),
-                        Curve(
-                            np.median(found["sgd"][:, -1]) * np.asarray(rates) / rates[-1], rates, "first order", "grey"
-                        ),
-                        Curve(np.outer(found["error"].max(axis=1), np.ones(len(rates))), rates, "ODE to t = 60", 1),
-                    ],
-                    "learning rate",
-                    "relative error of the rates",
-                    "rates of Theorem 3 against autodiff",
-                    log_x=True,
-                ),
-                Panel(curves, "time", "singular value", "closed form (lines) and ODE (dots)"),
-            ],
-        ),
+        panels=[
+            Panel(
+                [
+                    Curve(found["sgd"], rates, "SGD to t = 1", 0),
+                    power_law(rates, found["sgd"], 1, "first order"),
+                    Curve(np.outer(found["error"].max(axis=1), np.ones(len(rates))), rates, "ODE to t = 60", 1),
+                ],
+                "learning rate",
+                "relative error of the rates",
+                "rates of Theorem 3 against autodiff",
+                log_x=True,
+            ),
+            Panel(curves, "time", "singular value", "closed form (lines) and ODE (dots)"),
+        ],
         numbers={"times": times, "learning_rates": rates, **found},
     )
 
@@ -288,12 +252,11 @@ def _compare_rates(layers, *, count, views, flow) -> dict[str, jax.Array]:
     alpha = softmax_weights(x @ product.T, x_prime @ product.T)
     x_matrix = interaction_matrix(x, x_prime, alpha) / x.shape[0]
     velocity = flow(layers)
-    _, s1, v1_transposed = jnp.linalg.svd(w1)
+    u1, s1, v1_transposed = jnp.linalg.svd(w1)
     s2 = _values(w2)
     claimed = aligned_rates(s1, s2, v1_transposed.T, x_matrix)
     actual = [singular_value_velocity(w, v) for w, v in zip(layers, velocity, strict=True)]
     # The same with layers that satisfy V2 = U1^T instead: W2 = U2 S2 U1.
-    u1 = jnp.linalg.svd(w1)[0]
     u2 = jnp.linalg.svd(w2)[0]
     wrong = two_layer_velocity(w1, (u2 * s2[None, :]) @ u1, x_matrix)[0]
 
@@ -389,7 +352,3 @@ def _singular_value_curves() -> tuple[list[Curve], float]:
 
 def _values(w: jax.Array) -> jax.Array:
     return jnp.linalg.svd(w, compute_uv=False)
-
-
-def _alignment_map(values: np.ndarray, title: str) -> Map:
-    return Map(values, title, "k of U1", "k of V2", "|V2ᵀ U1|", (0.0, 1.0))

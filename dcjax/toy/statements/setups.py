@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.runtime.errors import SettingError
 from dcjax.toy.info_nce import info_nce
 from dcjax.toy.simulate import Setting, Trajectory, simulate
 
@@ -38,6 +37,10 @@ TWO_LAYERS = Setting(
 )
 
 
+class DivergedError(ValueError):
+    """A cell of a simulation grew beyond all bounds."""
+
+
 def run(
     setting: Setting,
     *,
@@ -50,7 +53,8 @@ def run(
     """Simulates a setting with some of its fields changed.
 
     Raises:
-      ValueError: as `simulate`, or a cell that diverged.
+      ValueError: as `simulate`.
+      DivergedError: a cell diverged.
     """
     setting = dataclasses.replace(setting, **changes)
     trajectory = simulate(
@@ -63,10 +67,9 @@ def run(
     lost = np.argwhere(~trajectory.finite())
     if len(lost):
         depth, amplitude, seed = lost[0]
-        raise SettingError(
+        raise DivergedError(
             f"the simulation diverged at amplitude {trajectory.amplitudes[amplitude]:g}, depth "
-            f"{trajectory.depths[depth]}, seed {trajectory.seeds[seed]} (learning rate {setting.learning_rate:g}); a "
-            "smaller --amplitude would be right"
+            f"{trajectory.depths[depth]}, seed {trajectory.seeds[seed]} (learning rate {setting.learning_rate:g})"
         )
     return trajectory
 
