@@ -85,12 +85,12 @@ import os, signal
 from dcjax.main import main as uninterrupted
 uninterrupted({[*as_flags(config), f"--workdir={folder / 'whole'}"]})
 from dcjax.training.metrics import StepMetrics
-push = Monitor.push
+push = StepMetrics.push
 def push_and_stop(self, step, metrics):
     push(self, step, metrics)
     if step == 2:
         os.kill(os.getpid(), signal.SIGTERM)
-Monitor.push = push_and_stop
+StepMetrics.push = push_and_stop
 """
     first = run_main(folder / "stopped", config, before=stop_at_2)
     assert first.returncode == 1, first.stderr
@@ -308,12 +308,12 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     killed = """
 import os, signal, threading
 from dcjax.training.metrics import StepMetrics
-push = Monitor.push
+push = StepMetrics.push
 def push_and_wait(self, step, metrics):
     push(self, step, metrics)
-    Monitor.push = push
+    StepMetrics.push = push
     threading.Timer({delay}, os.kill, (os.getpid(), signal.SIGKILL)).start()
-Monitor.push = push_and_wait
+StepMetrics.push = push_and_wait
 """
     workdir, reached = tmp_path / "killed", []
     for delay in (0.0, 0.1, 0.23, 0.4):

@@ -87,17 +87,21 @@ class Checkpointer:
         """
         return self._restore(step, ocp.args.Composite(state=ocp.args.StandardRestore(template)))["state"]
 
-    def restore_variables(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
-        """The variables of the frozen network, in the shapes that were saved, whatever the data is now.
-
-        The online classifier is left out: the data may have other classes than it has, or the run may have had none.
-        """
+    def restore_saved(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
+        """The train state of a checkpoint as nested dicts, in the shapes that were saved, whatever the data is now."""
         try:
             saved = self._manager.item_metadata(step)["state"]
         except Exception as error:  # as below
             raise self._cannot_read(step, error) from error
         leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved.tree)
-        state = self.restore_state(step, leaves)
+        return self.restore_state(step, leaves)
+
+    def restore_variables(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
+        """The variables of the frozen network, without the online classifier.
+
+        The data may have other classes now than the classifier has, or the run may have had no classifier.
+        """
+        state = self.restore_saved(step, sharding)
         params = {name: state["params"].get(name, {}) for name in ("encoder", "projector")}
         return {"params": params, "batch_stats": state["batch_stats"], "constants": state["constants"]}
 
