@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from dcjax.evaluation.device_rows import Rows
 from dcjax.evaluation.features import NO_IMAGE
-from dcjax.evaluation.rows import Rows
 from dcjax.losses import unit_rows
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import BATCH_AXIS

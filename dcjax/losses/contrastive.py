@@ -21,7 +21,7 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from dcjax.losses.logits import EMPTY
+from dcjax.losses.tile_sums import EMPTY
 from dcjax.losses.tiled import check_mesh, mean_loss, tiled_loss
 from dcjax.runtime.errors import SettingError
 

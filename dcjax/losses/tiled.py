@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dcjax.losses.logits import EMPTY, MAX_SPREAD, Side, Tiling, gradients, log_sums
 from dcjax.losses.ring import Pair, visit_all
+from dcjax.losses.tile_sums import EMPTY, MAX_SPREAD, Side, Tiling, gradients, log_sums
 from dcjax.runtime.errors import SettingError
 
 # Tiles that stay in a core's cache, and tiles that keep an accelerator busy.
