@@ -119,7 +119,9 @@ def probe(
     train, test = (experiment.features(variables, source, keep=keep) for source in (train_source, test_source))
     if export:
         write_features(export, train, test)
-    draws = [draw_labelled(train.labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
+    draws = [
+        draw_labelled(train.labels, labels_per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)
+    ]
     scores = {name: cached_scores(experiment, train, test, draws, columns=part) for name, part in columns.items()}
     del train  # 10 GB of ImageNet, which the recipe of hours below has no use for
     if not config.probe.cached:  # after what fails fast

@@ -188,7 +188,7 @@ def score_untrained(experiment: Any) -> tuple[dict[str, Any], dict[str, list[flo
     features = [experiment.features(untrained, source) for source in (experiment.train_source, experiment.test_source)]
     images = [pixels(experiment, source) for source in (experiment.train_source, experiment.test_source)]
     labels = features[0].labels
-    draws = [draw_labelled(labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
+    draws = [draw_labelled(labels, labels_per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
     scores = {name: cached_scores(experiment, *of, draws) for name, of in (("r", features), ("raw pixels", images))}
     rows = features[1].r[: features[1].own]
     return scores, {

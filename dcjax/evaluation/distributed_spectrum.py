@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from dcjax.collapse import exact_rows, spectrum, squared_singular_values, triangular_factor
-from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import from_process, from_processes
 
 
@@ -32,7 +31,7 @@ def spectrum_of_processes(rows: np.ndarray, *, normalize: bool) -> np.ndarray:
     z = exact_rows(rows, normalize=normalize)
     count, *total = from_processes(np.concatenate([[len(z)], z.sum(axis=0)])).sum(axis=0)
     if count < 2:
-        raise SettingError(f"a spectrum needs an array [n, d] with n >= 2, found n = {count:.0f}")
+        raise ValueError(f"rows must be at least 2 over all processes, found {count:.0f}")
     own = triangular_factor(z - np.array(total) / count)
     padded = np.zeros((z.shape[1], z.shape[1]))  # one shape on every process
     padded[: len(own)] = own

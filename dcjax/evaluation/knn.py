@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 from dcjax.evaluation.device_rows import Rows
 from dcjax.evaluation.features import NO_IMAGE
 from dcjax.losses import unit_rows
-from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import BATCH_AXIS
 
 SIMILARITIES = 2**26  # of test rows to training rows, in a device's memory at once: 256 MB
@@ -47,7 +46,7 @@ def knn_accuracy(train: Rows, test: Rows, *, mesh: Mesh, classes: int, neighbors
       The share of test rows that are right.
 
     Raises:
-      SettingError: `neighbors` outside 1..n.
+      ValueError: `neighbors` outside 1..n.
 
     References:
       Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4.
@@ -72,10 +71,10 @@ def nearest(train: Rows, test: Rows, *, mesh: Mesh, neighbors: int) -> Neighbour
       Arrays `[m, k]`, split as the test rows are; of padding without meaning.
 
     Raises:
-      SettingError: `neighbors` outside 1..n.
+      ValueError: `neighbors` outside 1..n.
     """
     if not 1 <= neighbors <= train.images:
-        raise SettingError(f"probe.neighbors must be from 1 to the {train.images} training images, found {neighbors}")
+        raise ValueError(f"neighbors must be from 1 to the {train.images} training images, found {neighbors}")
     return _nearest(train.r, train.index, train.labels, test.r, mesh=mesh, neighbors=neighbors)
 
 

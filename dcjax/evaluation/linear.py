@@ -10,8 +10,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from dcjax.runtime.errors import SettingError
-
 TOLERANCE = 1e-5  # L-BFGS is done when no entry of the gradient is larger
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -204,16 +202,16 @@ def top_k_accuracy(
     return jnp.mean(((before < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32), where=labels >= 0)
 
 
-def draw_labelled(labels: np.ndarray, *, per_class: int, draw: int) -> np.ndarray:
+def draw_labelled(labels: np.ndarray, *, labels_per_class: int, draw: int) -> np.ndarray:
     """Indices of a fixed draw of labelled images, the same number from every class.
 
     Args:
       labels: `[n]`, the labels of the training split.
-      per_class: images of each class.
+      labels_per_class: images of each class.
       draw: which of the draws; the same number always gives the same images.
 
     Returns:
-      `[classes * per_class]` indices into `labels`, class by class.
+      `[classes * labels_per_class]` indices into `labels`, class by class.
 
     Raises:
       ValueError: a class that holds fewer images.
@@ -222,10 +220,10 @@ def draw_labelled(labels: np.ndarray, *, per_class: int, draw: int) -> np.ndarra
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        if len(members) < per_class:
-            raise SettingError(
+        if len(members) < labels_per_class:
+            raise ValueError(
                 f"labels_per_class must be at most {len(members)}, the training images "
-                f"of class {label}, found {per_class}"
+                f"of class {label}, found {labels_per_class}"
             )
-        chosen.append(rng.permutation(members)[:per_class])
+        chosen.append(rng.permutation(members)[:labels_per_class])
     return np.concatenate(chosen)

@@ -13,7 +13,7 @@ import optax
 from tqdm import tqdm
 
 from dcjax.evaluation.linear import Classifier, top_k_accuracy
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError, not_known
 
 BATCHES_IN_FLIGHT = 2  # batches whose representations may be on their way at once
 
@@ -66,13 +66,14 @@ def sgd_probe(
       name to `top1` and `top5` after the last epoch, and `best_top1`, the best after any epoch.
 
     Raises:
-      SettingError: an unknown schedule, or a classifier that diverged.
+      ValueError: an unknown schedule.
+      SettingError: a classifier that diverged.
 
     References:
       Jing et al., ICLR 2022, section 6 (linear probe); the recipe of its published runs.
     """
     if schedule not in SCHEDULES:
-        raise unknown_name("probe.schedule", schedule, SCHEDULES)
+        raise ValueError(not_known("schedule", schedule, SCHEDULES))
     classifiers, buffers = initial_classifiers(columns, width=test_r.shape[1], classes=classes, key=key)
     step = make_step(dict(columns), momentum=momentum, weight_decay=weight_decay)
     test_x, targets = jnp.asarray(test_r), jnp.asarray(test_labels)
@@ -93,7 +94,9 @@ def sgd_probe(
         for name, part in columns.items():
             classifier = Classifier(*classifiers[name])
             if not bool(jnp.isfinite(classifier.w).all()):
-                raise SettingError(f"the linear probe of '{name}' diverged in epoch {epoch}; lower probe.learning_rate")
+                raise SettingError(
+                    f"the linear probe of '{name}' diverged in epoch {epoch}; lower its learning rate {learning_rate}"
+                )
             top1, top5 = (float(top_k_accuracy(classifier, test_x[:, part], targets, k=k)) for k in (1, 5))
             results[name] |= {"top1": top1, "top5": top5, "best_top1": max(top1, results[name]["best_top1"])}
         bar.set_postfix({name: f"{result['top1']:.3f}" for name, result in results.items()})

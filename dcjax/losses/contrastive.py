@@ -23,7 +23,6 @@ from jaxtyping import Array, Float, Int
 
 from dcjax.losses.tile_sums import EMPTY
 from dcjax.losses.tiled import check_mesh, mean_loss, tiled_loss
-from dcjax.runtime.errors import SettingError
 
 Rows = Float[Array | np.ndarray, "n d"]
 Scalar = Float[Array, ""]
@@ -162,13 +161,13 @@ def _checked(
 ) -> tuple[Float[Array, "n d"], Float[Array, "n d"], float | Scalar]:
     """The unit rows of both views in one dtype, and the temperature, as a number unless it is traced."""
     if z.ndim != 2 or z.shape != z_prime.shape or z.shape[0] < 1:
-        raise SettingError(
-            f"the two views must be two arrays of one shape [n, d] with n >= 1, found {z.shape} and {z_prime.shape}"
+        raise ValueError(
+            f"z and z_prime must be two arrays of one shape [n, d] with n >= 1, found {z.shape} and {z_prime.shape}"
         )
     # A temperature that is being learned has no value to check.
     if not isinstance(temperature, Tracer):
         temperature = float(temperature)
         if not (temperature > 0 and math.isfinite(temperature)):
-            raise SettingError(f"loss.temperature must be positive and finite, found {temperature:g}")
+            raise ValueError(f"temperature must be positive and finite, found {temperature:g}")
     dtype = jnp.promote_types(z.dtype, z_prime.dtype)
     return unit_rows(jnp.asarray(z, dtype)), unit_rows(jnp.asarray(z_prime, dtype)), temperature

@@ -12,7 +12,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dcjax.losses.ring import Pair, visit_all
 from dcjax.losses.tile_sums import EMPTY, MAX_SPREAD, Side, Tiling, gradients, log_sums
-from dcjax.runtime.errors import SettingError
 
 # Tiles that stay in a core's cache, and tiles that keep an accelerator busy.
 CPU_BLOCK, ACCELERATOR_BLOCK = 512, 4096
@@ -27,18 +26,16 @@ def check_mesh(mesh: Mesh | None, axis: str | None, *, rows: int) -> str | None:
     """
     if mesh is None:
         if axis is not None:
-            raise SettingError(f"axis '{axis}' needs the mesh that it belongs to, found mesh=None")
+            raise ValueError(f"axis '{axis}' needs the mesh that it belongs to, found mesh=None")
         return None
     if axis is None:
         if len(mesh.axis_names) != 1:
-            raise SettingError(f"axis must name one of the mesh's axes {mesh.axis_names}, found None")
+            raise ValueError(f"axis must name one of the mesh's axes {mesh.axis_names}, found None")
         (axis,) = mesh.axis_names
     if axis not in mesh.axis_names:
-        raise SettingError(f"axis must be one of the mesh's axes {mesh.axis_names}, found '{axis}'")
+        raise ValueError(f"axis must be one of the mesh's axes {mesh.axis_names}, found '{axis}'")
     if rows % mesh.shape[axis]:
-        raise SettingError(
-            f"the mesh axis '{axis}' must divide the batch, found {mesh.shape[axis]} devices and {rows} rows"
-        )
+        raise ValueError(f"axis '{axis}' must divide the batch, found {mesh.shape[axis]} devices and {rows} rows")
     return axis
 
 
@@ -86,7 +83,7 @@ def tiled_loss(
     if block_size is None:
         block_size = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
     if block_size < 1:
-        raise SettingError(f"block_size must be at least 1, found {block_size}")
+        raise ValueError(f"block_size must be at least 1, found {block_size}")
     rows = u.shape[0] if mesh is None or axis is None else u.shape[0] // mesh.shape[axis]
     block = -(-rows // -(-rows // block_size))  # as many blocks, of equal size: less is filled up
     # Cosines lie in [-1, 1]: logits are within 2 / temperature of their bound. A traced temperature has no value to

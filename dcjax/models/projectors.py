@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.models.resnet import BN_MOMENTUM
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.runtime.errors import not_known
 
 # The fixed and the orthogonal matrices are small beside the encoder, and their singular values are the point of them.
 EXACT = jax.lax.Precision.HIGHEST
@@ -185,11 +185,11 @@ def make_projector(
       ValueError: an unknown name, a d0 outside 1..width, or a layer width below 1.
     """
     if name not in PROJECTORS:
-        raise unknown_name("projector.name", name, PROJECTORS)
+        raise ValueError(not_known("name", name, PROJECTORS))
     if name in WITH_D0 and not 1 <= d0 <= width:
-        raise SettingError(f"projector.d0 must be from 1 to the width of the representation ({width}), found {d0}")
+        raise ValueError(f"d0 must be from 1 to the width of the representation ({width}), found {d0}")
     if name in ("linear", "mlp") and min(hidden, features) < 1:
-        raise SettingError(f"projector.hidden and projector.features must be at least 1, found {hidden} and {features}")
+        raise ValueError(f"hidden and features must be at least 1, found {hidden} and {features}")
     return PROJECTORS[name](d0=d0, hidden=hidden, features=features, dtype=dtype)
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.models.conv import Conv
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import not_known
 
 STEMS = ("imagenet", "small")
 
@@ -117,7 +117,7 @@ class ResNet(nn.Module):
       remat: recompute the inside of each residual block in the backward pass instead of storing it.
 
     Raises:
-      SettingError: unknown stem, or a width that gives no whole number of channels.
+      ValueError: unknown stem, or a width that gives no whole number of channels.
     """
 
     stage_sizes: tuple[int, ...]
@@ -129,12 +129,12 @@ class ResNet(nn.Module):
 
     def __post_init__(self):
         if self.stem not in STEMS:
-            raise SettingError(f"model.stem: {self.stem!r} is unknown; known stems: {', '.join(STEMS)}")
+            raise ValueError(not_known("stem", self.stem, STEMS))
         channels = BASE_CHANNELS * self.width
         if channels < 1 or channels != int(channels):
-            raise SettingError(
-                f"model.width: {self.width!r} gives {channels} base channels; {BASE_CHANNELS} * width must be a whole "
-                "number of at least 1"
+            raise ValueError(
+                f"width must make {BASE_CHANNELS} * width a whole number of at least 1, found {self.width!r}, "
+                f"which gives {channels}"
             )
         super().__post_init__()
 
@@ -196,8 +196,8 @@ def make_encoder(
       The module; `features` is the size of its representation.
 
     Raises:
-      SettingError: unknown name or stem, or a width that gives no whole number of channels.
+      ValueError: unknown name or stem, or a width that gives no whole number of channels.
     """
     if name not in ENCODERS:
-        raise SettingError(f"model.name: {name!r} is unknown; known encoders: {', '.join(ENCODERS)}")
+        raise ValueError(not_known("name", name, ENCODERS))
     return ENCODERS[name](width=width, stem=stem, dtype=dtype, remat=remat)

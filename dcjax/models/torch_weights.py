@@ -6,8 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dcjax.runtime.errors import SettingError
-
 # The last name of a variable: here -> there.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _SHOWN = 4  # entries that an error names
@@ -24,7 +22,7 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       torchvision's model with `fc` removed.
 
     Raises:
-      SettingError: a variable that a `ResNet` does not have.
+      ValueError: a variable that a `ResNet` does not have.
     """
     return {name: np.array(_transposed(leaf, to_torch=True)) for name, leaf in _named(variables)}
 
@@ -40,7 +38,7 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
       A tree like `variables`, of NumPy arrays with its shapes and dtypes.
 
     Raises:
-      SettingError: entries that are missing, that have another shape, or that the encoder has no place for.
+      ValueError: entries that are missing, that have another shape, or that the encoder has no place for.
     """
     names = [name for name, _ in _named(variables)]
     leaves, structure = jax.tree.flatten({key: variables[key] for key in sorted(variables)})
@@ -48,7 +46,7 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
     unused = [n for n in state_dict if n not in names and not n.startswith("fc.") and "num_batches_tracked" not in n]
     if missing or unused:
         kind, found = ("lacks", missing) if missing else ("has no place in the encoder for", unused)
-        raise SettingError(f"state_dict: {kind} {_listed(found)}; expected the names of torchvision's encoder")
+        raise ValueError(f"state_dict: {kind} {_listed(found)}; expected the names of torchvision's encoder")
     filled, misshapen = [], []
     for name, leaf in zip(names, leaves, strict=True):
         value = _transposed(np.asarray(state_dict[name]), to_torch=False)
@@ -56,7 +54,7 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
             misshapen.append(f"{name} {list(value.shape)} (expected {list(leaf.shape)})")
         filled.append(np.array(value, dtype=leaf.dtype))
     if misshapen:
-        raise SettingError(f"state_dict: wrong shapes (convolutions as [h, w, in, out]): {_listed(misshapen)}")
+        raise ValueError(f"state_dict: wrong shapes (convolutions as [h, w, in, out]): {_listed(misshapen)}")
     return jax.tree.unflatten(structure, filled)
 
 
@@ -66,7 +64,7 @@ def _named(variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for path, leaf in leaves:
         keys = [getattr(entry, "key", str(entry)) for entry in path]
         if keys[0] not in ("params", "batch_stats") or keys[-1] not in _LEAVES or len(keys) < 3:
-            raise SettingError(f"variables: {'/'.join(map(str, keys))} is no variable of an encoder of this package")
+            raise ValueError(f"variables: {'/'.join(map(str, keys))} is no variable of an encoder of this package")
         yield ".".join([_module_name(key) for key in keys[1:-1]] + [_LEAVES[keys[-1]]]), leaf
 
 

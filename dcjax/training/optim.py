@@ -5,8 +5,6 @@ from typing import Any
 import jax
 import optax
 
-from dcjax.runtime.errors import SettingError
-
 
 def warmup_cosine(*, learning_rate: float, warmup_steps: int, total_steps: int, final_scale: float) -> optax.Schedule:
     """Linear warm-up from 0, then a cosine to `final_scale * learning_rate`, evaluated at every step.
@@ -24,11 +22,10 @@ def warmup_cosine(*, learning_rate: float, warmup_steps: int, total_steps: int, 
       ValueError: a warm-up that is negative or not shorter than the run, or a learning rate that is not positive.
     """
     if not learning_rate > 0:
-        raise SettingError(f"optimizer.learning_rate must be positive, found {learning_rate}")
+        raise ValueError(f"learning_rate must be positive, found {learning_rate}")
     if not 0 <= warmup_steps < total_steps:
-        raise SettingError(
-            f"optimizer.warmup_steps (or warmup_epochs) must be at least 0 and shorter than the run, "
-            f"found {warmup_steps} of {total_steps} steps"
+        raise ValueError(
+            f"warmup_steps must be at least 0 and shorter than the run, found {warmup_steps} of {total_steps} steps"
         )
     # optax ends the decay where `count` equals `decay_steps`; the last step of the run is count total_steps - 1.
     return optax.schedules.warmup_cosine_decay_schedule(
@@ -71,11 +68,11 @@ def lars(
       (recipe).
     """
     if not 0 <= momentum < 1:
-        raise SettingError(f"optimizer.momentum must be in [0, 1), found {momentum}")
+        raise ValueError(f"momentum must be in [0, 1), found {momentum}")
     if not weight_decay >= 0:
-        raise SettingError(f"optimizer.weight_decay must be at least 0, found {weight_decay}")
+        raise ValueError(f"weight_decay must be at least 0, found {weight_decay}")
     if not trust_coefficient > 0:
-        raise SettingError(f"optimizer.trust_coefficient must be positive, found {trust_coefficient}")
+        raise ValueError(f"trust_coefficient must be positive, found {trust_coefficient}")
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=matrices_only),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices_only),

@@ -8,7 +8,7 @@ import pytest
 from dcjax.losses import info_nce
 from dcjax.models import PROJECTORS, SUBVECTOR_PROJECTORS, make_projector
 from dcjax.models.resnet import BasicBlock
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import SettingError, section
 from dcjax.training.optim import lars
 
 D, D0 = 12, 5
@@ -207,16 +207,21 @@ def test_bfloat16_compute_keeps_float32_parameters(name):
 @pytest.mark.parametrize("d0", [0, -1, D + 1])
 @pytest.mark.parametrize("name", ["direct", "random_subset", "low_rank", "low_rank_diagonal"])
 def test_bad_d0(name, d0):
-    with pytest.raises(SettingError, match=rf"projector.d0 must be from 1 to .* \({D}\), found {d0}"):
+    with pytest.raises(ValueError, match=rf"^d0 must be from 1 to .* \({D}\), found {d0}"):
         make_projector(name, **SETTINGS | {"d0": d0})
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(SettingError, match=r"projector.name 'lowrank' is not known \(did you mean 'low_rank'\?\)"):
+    with pytest.raises(ValueError, match=r"^name 'lowrank' is not known \(did you mean 'low_rank'\?\)"):
+        make_projector("lowrank", **SETTINGS)
+
+
+def test_a_command_names_the_section_of_a_bad_setting():
+    with pytest.raises(SettingError, match=r"^projector\.name 'lowrank' is not known"), section("projector"):
         make_projector("lowrank", **SETTINGS)
 
 
 @pytest.mark.parametrize("setting", ["hidden", "features"])
 def test_bad_widths(setting):
-    with pytest.raises(SettingError, match=f"projector.{setting}"):
+    with pytest.raises(ValueError, match=f"^{setting}|and {setting}"):
         make_projector("mlp", **SETTINGS | {setting: 0})
