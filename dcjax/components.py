@@ -22,7 +22,7 @@ from dcjax.data.augment import Augmentation, normalize
 from dcjax.data.crops import INTERPOLATIONS
 from dcjax.evaluation import SCHEDULES, Batch, Encode, Features, extract, make_encode
 from dcjax.losses import LOSSES
-from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
+from dcjax.models import Network, make_encoder, make_projector, smallest_image
 from dcjax.runtime.errors import SettingError, unknown_name
 from dcjax.runtime.mesh import check_batch, make_mesh
 from dcjax.runtime.randomness import Stream, host_seed
@@ -149,8 +149,8 @@ def build(config: Config) -> Experiment:
         encoder = make_encoder(model.name, width=model.width, stem=model.stem, dtype=dtype, remat=model.remat)
         return Network(encoder, make_projector(width=encoder.features, dtype=dtype, **config.projector), classes)
 
-    width = network(dtype, 0).encoder.features
-    least = SMALLEST_IMAGE[model.stem]
+    encoder = network(dtype, 0).encoder
+    width, least = encoder.features, smallest_image(encoder)
     if config.data.image_size < least:
         raise SettingError(
             f"data.image_size must be at least {least} for model.stem '{model.stem}', found {config.data.image_size}"

@@ -46,7 +46,6 @@ from dcjax.evaluation import (
     top_k_accuracy,
 )
 from dcjax.evaluation.table import Score, losses_line, score_table
-from dcjax.models import SUBVECTOR_PROJECTORS
 from dcjax.models.resnet import BN_MOMENTUM
 from dcjax.pretrain import SPECTRUM_PLOT
 from dcjax.runtime import cli, processes
@@ -171,7 +170,7 @@ def chosen_columns(experiment: Experiment, features: str | None) -> dict[str, sl
     """Row name to the columns of r that it probes."""
     projector = experiment.config.projector
     available = {"all": ("r", slice(None))}
-    if projector.name in SUBVECTOR_PROJECTORS:
+    if getattr(experiment.network.projector, "is_subvector", False):
         d0 = projector.d0
         available["selected"] = (f"r[:{d0}]", slice(0, d0))
         if d0 < experiment.width:

@@ -9,6 +9,8 @@ global batch (SyncBatchNorm) and no axis name is needed.
 """
 
 import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,12 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.models.conv import Conv
+from dcjax.models.settings import accepted
 from dcjax.runtime.errors import not_known
 
 STEMS = ("imagenet", "small")
-
-# Side of the image that leaves the last stage one pixel: each stem and stage halves it so often.
-SMALLEST_IMAGE = {"imagenet": 32, "small": 8}
 BASE_CHANNELS = 64
 BN_MOMENTUM = 0.9  # weight of the old value in a running average; PyTorch calls the other weight momentum, 0.1
 
@@ -143,6 +143,11 @@ class ResNet(nn.Module):
         """Size `d` of the representation."""
         return int(BASE_CHANNELS * self.width) * 2 ** (len(self.stage_sizes) - 1) * self.block.expansion
 
+    @property
+    def smallest_image(self) -> int:
+        """Side of the image that leaves the last of four stages one pixel."""
+        return 32 if self.stem == "imagenet" else 8
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Encode a batch.
@@ -180,24 +185,40 @@ ResNet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
 # DirectCLR: only a block whose shortcut is the identity copies its input into r.
 ResNet17 = functools.partial(ResNet, stage_sizes=(1, 1, 1, 2), block=Bottleneck)
 
-ENCODERS = {"resnet17": ResNet17, "resnet18": ResNet18, "resnet50": ResNet50}
+# By name, a class or function that makes a Linen module. The module has `__call__(images, train)`, from `[n, h, w, 3]`
+# to `[n, d]`, the property `features`, its d, and if it likes `smallest_image`. It takes those of the settings of
+# `make_encoder` that it has a use for. Its BatchNorm needs `BN_MOMENTUM`, by which an untrained encoder is settled.
+ENCODERS: dict[str, Callable[..., Any]] = {"resnet17": ResNet17, "resnet18": ResNet18, "resnet50": ResNet50}
 
 
 def make_encoder(
     name: str, *, width: float = 1.0, stem: str = "imagenet", dtype: Any = jnp.float32, remat: bool = False
-) -> ResNet:
+) -> nn.Module:
     """An encoder by name.
 
     Args:
       name: a key of `ENCODERS`.
-      width, stem, dtype, remat: see `ResNet`.
+      width, stem, dtype, remat: see `ResNet`; an encoder gets those that it accepts.
 
     Returns:
       The module; `features` is the size of its representation.
 
     Raises:
-      ValueError: unknown name or stem, or a width that gives no whole number of channels.
+      ValueError: unknown name or stem, a width that gives no whole number of channels, or a setting that differs from
+        its default though the encoder does not accept it.
     """
     if name not in ENCODERS:
         raise ValueError(not_known("name", name, ENCODERS))
-    return ENCODERS[name](width=width, stem=stem, dtype=dtype, remat=remat)
+    settings = {"width": width, "stem": stem, "dtype": dtype, "remat": remat}
+    used = accepted(ENCODERS[name], settings)
+    for setting, found in settings.items():
+        default = inspect.signature(make_encoder).parameters[setting].default
+        if setting not in used and found != default:
+            found, default = (getattr(value, "__name__", value) for value in (found, default))  # of a dtype
+            raise ValueError(f"{setting} has no meaning for the encoder '{name}', found {found}; leave it at {default}")
+    return ENCODERS[name](**used)
+
+
+def smallest_image(encoder: nn.Module) -> int:
+    """Side of the smallest image that the encoder takes, in pixels; 1 where it has no property of this name."""
+    return getattr(encoder, "smallest_image", 1)
