@@ -1,6 +1,6 @@
 """Encoders, projectors, and the network that joins them."""
 
-from dcjax.models.network import Network
+from dcjax.models.network import Network, NetworkOutput
 from dcjax.models.projectors import PROJECTORS, make_projector
 from dcjax.models.resnet import ENCODERS, ResNet18, ResNet50, make_encoder, smallest_image
 
@@ -8,6 +8,7 @@ __all__ = [
     "ENCODERS",
     "PROJECTORS",
     "Network",
+    "NetworkOutput",
     "ResNet18",
     "ResNet50",
     "make_encoder",

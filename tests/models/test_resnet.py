@@ -217,8 +217,8 @@ def test_an_encoder_is_one_class_and_one_row(monkeypatch):
     network = Network(encoder, projector, classes=3)
     images = jax.random.normal(jax.random.key(0), (8, 5, 5, 3))
     variables = network.init(jax.random.key(1), images, train=False)
-    (r, z, logits), updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
-    assert (r.shape, z.shape, logits.shape) == ((8, 6), (8, 4), (8, 3))
+    out, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert (out.r.shape, out.z.shape, out.logits.shape) == ((8, 6), (8, 4), (8, 3))
     assert jax.tree.structure(updates["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
 
 
