@@ -10,6 +10,7 @@ With O the sum of exp(logit) over the negatives of a row and s its positive's lo
 would not tell how small the loss and its gradient are.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -132,7 +133,13 @@ def nt_xent(
     return mean_loss(log_u, log_v, jnp.sum(u * v, axis=1) / temperature)
 
 
+# A loss is a function of `(z, z_prime, *, temperature)`. With `block_size` and `mesh` it can also go by tiles.
 LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": nt_xent}
+
+
+def takes_blocks(loss: Callable[..., jax.Array]) -> bool:
+    """Whether a loss has the parameters `block_size` and `mesh`, which bound its memory."""
+    return {"block_size", "mesh"} <= inspect.signature(loss).parameters.keys()
 
 
 def _tiled(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dcjax.losses import LOSSES, info_nce, nt_xent, unit_rows
+from dcjax.losses import LOSSES, info_nce, nt_xent, takes_blocks, unit_rows
 from dcjax.runtime.mesh import batch_sharding, make_mesh
 
 
@@ -181,3 +181,17 @@ def test_bad_input(unchecked_shapes, name):
         LOSSES[name](z[0], z_prime[0], temperature=0.1)
     with pytest.raises(ValueError, match="n >= 1"):
         LOSSES[name](z[:0], z_prime[:0], temperature=0.1)
+
+
+def test_a_loss_is_one_function_and_one_row(monkeypatch):
+    def alignment(z, z_prime, *, temperature):
+        return -jnp.mean(jnp.sum(unit_rows(z) * unit_rows(z_prime), axis=1)) / temperature
+
+    monkeypatch.setitem(LOSSES, "alignment", alignment)
+    z, _ = views(4, 3, dtype=np.float32)
+    assert LOSSES["alignment"](z, z, temperature=0.5) == pytest.approx(-2)
+    assert {name: takes_blocks(loss) for name, loss in LOSSES.items()} == {
+        "info_nce": True,
+        "nt_xent": True,
+        "alignment": False,
+    }
