@@ -87,29 +87,6 @@ def fit_logistic(
     directions: Any = optax.scale_by_lbfgs()
     value_and_grad = jax.value_and_grad(objective)
 
-    def search(point, value, gradient, update):
-        """The longest of the steps 1, 1/2, 1/4 ... that lowers the objective in proportion to its length, if any."""
-        slope = optax.tree.vdot(gradient, update)
-        rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
-
-        def halve(carry):
-            length = carry[0] / 2
-            there = jax.tree.map(lambda p, by: p + length * by, point, update)
-            return length, there, *value_and_grad(there)
-
-        def lowers(carry):
-            length, _, found, _ = carry
-            return found <= value + 1e-4 * length * slope + rounding  # False where the objective is not finite
-
-        def goes_on(carry):
-            # At steps shorter than 2^-20, rounding decides whether the objective falls.
-            return ~lowers(carry) & (carry[0] > 2.0**-20)
-
-        last = jax.lax.while_loop(
-            goes_on, halve, (jnp.full_like(value, 2), point, jnp.full_like(value, jnp.inf), gradient)
-        )
-        return lowers(last), last
-
     def step(carry):
         before, inner, value, gradient, memory, i = carry
         inner_gradient = (jnp.matmul(whiten.T, gradient[0], precision=HIGHEST), bias_scale * gradient[1])
@@ -117,7 +94,7 @@ def fit_logistic(
         update = jax.tree.map(jnp.negative, update)
         # The line search and the stopping rule use the original coordinates.
         outer = (jnp.matmul(whiten, update[0], precision=HIGHEST), bias_scale * update[1])
-        found, (length, *after) = search(before, value, gradient, outer)
+        found, (length, *after) = backtrack(value_and_grad, before, value, gradient, outer)
         # Without a step that lowers the objective, the solver keeps its point and ends.
         point, value, gradient = jax.tree.map(
             functools.partial(jnp.where, found), tuple(after), (before, value, gradient)
@@ -135,6 +112,40 @@ def fit_logistic(
         unfinished, step, (start, start, *value_and_grad(start), directions.init(start), 0)
     )
     return Classifier(expand(point[0]), point[1], residual=residual(gradient))
+
+
+def backtrack(value_and_grad: Any, point: Any, value: Array, gradient: Any, update: Any) -> tuple[Array, Any]:
+    """Searches the longest of the steps 1, 1/2, 1/4 ... that lowers the objective in proportion to its length.
+
+    Args:
+      value_and_grad: of the objective.
+      point: where the search starts.
+      value: the objective there.
+      gradient: its gradient there.
+      update: the step of length 1.
+
+    Returns:
+      Whether there is such a step, and the last one tried: its length, its end, and the value and gradient there.
+    """
+    slope = optax.tree.vdot(gradient, update)
+    rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+    def halve(carry):
+        length = carry[0] / 2
+        there = jax.tree.map(lambda p, by: p + length * by, point, update)
+        return length, there, *value_and_grad(there)
+
+    def lowers(carry):
+        length, _, found, _ = carry
+        return found <= value + 1e-4 * length * slope + rounding  # False where the objective is not finite
+
+    def goes_on(carry):
+        # At steps shorter than 2^-20, rounding decides whether the objective falls.
+        return ~lowers(carry) & (carry[0] > 2.0**-20)
+
+    start = (jnp.full_like(value, 2), point, jnp.full_like(value, jnp.inf), gradient)
+    last = jax.lax.while_loop(goes_on, halve, start)
+    return lowers(last), last
 
 
 def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Array, "d d"]:
