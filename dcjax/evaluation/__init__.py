@@ -1,4 +1,4 @@
-"""What an encoder is worth: frozen features, linear probes, nearest neighbours."""
+"""Evaluation of an encoder by its frozen features: linear probes, nearest neighbours, spectra."""
 
 from dcjax.evaluation.device_rows import Rows, place_rows, take_rows
 from dcjax.evaluation.distributed_spectrum import spectrum_of_processes

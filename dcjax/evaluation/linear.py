@@ -10,12 +10,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-TOLERANCE = 1e-5  # L-BFGS is done when no entry of the gradient is larger
+TOLERANCE = 1e-5  # L-BFGS stops when no entry of the gradient is larger
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Classifier(NamedTuple):
-    """Logits = x W + b.
+    """A linear classifier, logits = x W + b.
 
     Attributes:
       w: `[d, k]`.
@@ -43,9 +43,9 @@ def fit_logistic(
 ) -> Classifier:
     """Fits logits = x W + b by preconditioned L-BFGS, from zero, to mean cross-entropy + |W|^2 / (2 n).
 
-    The penalty is scikit-learn's default, C = 1; `standardize` first makes it mean the same for any features. The
-    objective is convex: the optimum does not depend on the start. L-BFGS moves in the coordinates of `whitener`, where
-    correlated features (the pixels of photographs) are as easy as independent ones; the objective stays as it is.
+    The penalty is scikit-learn's default, C = 1; on features from `standardize` it means the same for any encoder. The
+    objective is convex, so the optimum does not depend on the start. L-BFGS moves in the coordinates of `whitener`,
+    where correlated features (the pixels of photographs) are as easy as independent ones; the objective is the same.
 
     Besides x the memory holds two matrices `[d, d]`, 20 of the size of W and a few of the logits' `[n, k]`. With fewer
     rows than features, d here is the number of rows.
@@ -149,7 +149,7 @@ def backtrack(value_and_grad: Any, point: Any, value: Array, gradient: Any, upda
 
 
 def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Array, "d d"]:
-    """Coordinates in which the objective of `fit_logistic` is about as steep in every direction.
+    """Coordinates in which the objective of `fit_logistic` curves about equally in every direction.
 
     Where all classes are equally likely, the Hessian is H = X^T X / (n k) + I / n in each class's weights (up to their
     common shift), and it is bounded by a multiple of that everywhere. With H = L L^T, W = L^-T U turns it into the
@@ -158,7 +158,7 @@ def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Arr
 
     Args:
       x: features `[n, d]`.
-      count: how many rows count.
+      count: the number of rows that count.
       classes: k.
 
     Returns:
@@ -168,7 +168,7 @@ def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Arr
       Böhning, "Multinomial logistic regression algorithm", Annals of the Institute of Statistical Mathematics, 1992.
     """
     second = jnp.matmul(x.T, x, precision=HIGHEST) / (count * classes)
-    # The trace bounds the largest eigenvalue, of which the rounding is a multiple.
+    # The rounding is a multiple of the largest eigenvalue, which the trace bounds.
     floor = 1 / count + 4 * jnp.finfo(x.dtype).eps * jnp.trace(second)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
     lower = jnp.linalg.cholesky(second + floor * identity)
@@ -206,7 +206,7 @@ def top_k_accuracy(
     """
     logits = classifier.logits(x)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    # Counting what comes before the label avoids a sort. A collapsed representation ties everywhere: without an order
+    # Counting the classes before the label avoids a sort. A collapsed representation ties everywhere: without an order
     # among ties it would be right everywhere.
     first = jnp.arange(logits.shape[1]) < labels[:, None]
     before = jnp.sum((logits > own) | ((logits == own) & first), axis=1)
@@ -214,18 +214,18 @@ def top_k_accuracy(
 
 
 def draw_labelled(labels: np.ndarray, *, labels_per_class: int, draw: int) -> np.ndarray:
-    """Indices of a fixed draw of labelled images, the same number from every class.
+    """Draws the same number of labelled images from every class.
 
     Args:
       labels: `[n]`, the labels of the training split.
       labels_per_class: images of each class.
-      draw: which of the draws; the same number always gives the same images.
+      draw: the number of the draw; the same number always gives the same images.
 
     Returns:
       `[classes * labels_per_class]` indices into `labels`, class by class.
 
     Raises:
-      ValueError: a class that holds fewer images.
+      ValueError: a class holds fewer images.
     """
     rng = np.random.Generator(np.random.Philox(key=draw))
     chosen = []

@@ -40,7 +40,7 @@ class Network(nn.Module):
 
         Args:
           images: `[n, h, w, 3]`, normalised.
-          train: batch statistics of the batch (and their running averages updated) or the running ones.
+          train: whether BatchNorm uses the statistics of the batch (and averages them) or the running averages.
 
         Returns:
           The three as a named tuple, r and z in float32 (float64 where the encoder computes in it). The classifier sees

@@ -16,7 +16,7 @@ from dcjax.models.resnet import BN_MOMENTUM
 from dcjax.models.settings import accepted
 from dcjax.runtime.errors import not_known
 
-# The fixed and the orthogonal matrices are small beside the encoder, and their singular values are the point of them.
+# The fixed and the orthogonal matrices cost little beside the encoder, and their singular values must be exact.
 EXACT = jax.lax.Precision.HIGHEST
 
 
@@ -77,9 +77,9 @@ class Direct(nn.Module):
 class RandomSubset(nn.Module):
     """d0 entries of r, drawn anew for every training step: the control of DirectCLR's fixed subvector.
 
-    The draw follows from the random stream `projector`, the same for both views of a step. In evaluation mode z is the
-    first d0 entries, which are as good as any. The authors' code has another form of this control: a permutation of
-    every step makes eight groups of 256 entries, whose losses are added.
+    The draw comes from the random stream `projector` and is the same for both views of a step. In evaluation mode z is
+    the first d0 entries, which are as good as any. The authors' code has another form of this control: at every step a
+    permutation makes eight groups of 256 entries, whose losses are added.
 
     References:
       Jing et al., section 6.2: with a random subvector the linear accuracy falls from 62.7 % to 43.0 %.
@@ -98,8 +98,8 @@ class RandomSubset(nn.Module):
 class Orthogonal(nn.Module):
     """A trainable orthogonal matrix: z = r expm(A - A^T), so that all singular values stay 1 (Table 2).
 
-    A starts from N(0, 1/d), a random rotation. With A = 0 the trust ratio of LARS, which scales the step by |A|, would
-    be switched off at the start.
+    A starts from N(0, 1/d), which gives a random rotation. From A = 0, LARS would take its first step without the trust
+    ratio, which is proportional to |A|.
     """
 
     @nn.compact
@@ -112,7 +112,7 @@ class Orthogonal(nn.Module):
 
 
 class Diagonal(nn.Module):
-    """A trainable diagonal matrix, from the identity: z_k = s_k r_k."""
+    """A trainable diagonal matrix that starts as the identity: z_k = s_k r_k."""
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -122,7 +122,7 @@ class Diagonal(nn.Module):
 class LowRank(nn.Module):
     """A fixed matrix U diag(1, .., 1, 0, .., 0) V^T of rank d0 between random orthogonal matrices.
 
-    Held as its two factors U[:, :d0] and V[:, :d0]^T, which is the same matrix at 2 d d0 numbers instead of d^2.
+    Its two factors U[:, :d0] and V[:, :d0]^T are stored: 2 d d0 numbers instead of d^2.
     """
 
     d0: int
@@ -153,9 +153,9 @@ class LowRankDiagonal(nn.Module):
         return r * diagonal.value.astype(r.dtype)
 
 
-# By name, a class or function that makes a Linen module with `__call__(r, *, train)`, from `[n, d]` to the embedding
-# `[n, e]`. It takes those of the settings d0, hidden, features and dtype that it has a use for, and is marked with
-# `is_subvector = True` where z is the first d0 entries of r: then r[:d0] and r[d0:] are worth a probe each.
+# Each entry is a class or function that makes a Linen module with `__call__(r, *, train)`, from `[n, d]` to the
+# embedding `[n, e]`, and has those of the settings of `make_projector` that it needs. A module whose z is the first d0
+# entries of r has the attribute `is_subvector = True`: r[:d0] and r[d0:] are then worth a probe each.
 PROJECTORS: dict[str, Callable[..., Any]] = {
     "none": Identity,
     "linear": Linear,
@@ -186,7 +186,7 @@ def make_projector(
       The module.
 
     Raises:
-      ValueError: an unknown name, a d0 outside 1..width, or a layer width below 1.
+      ValueError: the name is unknown, d0 is not in 1..width, or the width of a layer is below 1.
     """
     if name not in PROJECTORS:
         raise ValueError(not_known("name", name, PROJECTORS))

@@ -45,7 +45,7 @@ def _batch_norm(train: bool, dtype: Any, name: str, zero_scale: bool = False) ->
 
 
 def _shortcut(x: jax.Array, channels: int, strides: int, train: bool, dtype: Any) -> jax.Array:
-    """The skip connection: `x` itself, or its 1x1 projection where the shape changes (adopted by the calling block)."""
+    """The skip connection: `x`, or where the shape changes its 1x1 projection, whose layers join the calling block."""
     if strides == 1 and x.shape[-1] == channels:
         return x
     x = Conv(channels, 1, strides=strides, dtype=dtype, name="downsample_conv")(x)
@@ -111,13 +111,13 @@ class ResNet(nn.Module):
     Attributes:
       stage_sizes: number of residual blocks of each stage.
       block: `BasicBlock` or `Bottleneck`.
-      width: factor on all channel counts; 64 * width must be a positive integer.
+      width: the factor of all channel counts; 64 * width must be a positive integer.
       stem: "imagenet" (7x7 convolution of stride 2, then a max pool of stride 2) or "small" (3x3, stride 1, no pool).
       dtype: compute dtype; parameters and statistics stay float32.
       remat: recompute the inside of each residual block in the backward pass instead of storing it.
 
     Raises:
-      ValueError: unknown stem, or a width that gives no whole number of channels.
+      ValueError: the stem is unknown, or the width gives no whole number of channels.
     """
 
     stage_sizes: tuple[int, ...]
@@ -154,8 +154,8 @@ class ResNet(nn.Module):
 
         Args:
           images: normalised images `[n, h, w, 3]`.
-          train: normalise with the statistics of this batch and update the running ones (collection `batch_stats`,
-            to be named in `mutable`); otherwise use the running statistics.
+          train: whether to normalise with the statistics of this batch and update the running ones (the collection
+            `batch_stats`, to be named in `mutable`), or with the running ones.
 
         Returns:
           Representations `[n, d]`, float32 (float64 where `dtype` is): the global average pool after the last ReLU.
@@ -185,16 +185,16 @@ ResNet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
 # DirectCLR: only a block whose shortcut is the identity copies its input into r.
 ResNet17 = functools.partial(ResNet, stage_sizes=(1, 1, 1, 2), block=Bottleneck)
 
-# By name, a class or function that makes a Linen module. The module has `__call__(images, train)`, from `[n, h, w, 3]`
-# to `[n, d]`, the property `features`, its d, and if it likes `smallest_image`. It takes those of the settings of
-# `make_encoder` that it has a use for. Its BatchNorm needs `BN_MOMENTUM`, by which an untrained encoder is settled.
+# Each entry is a class or function that makes a Linen module, and has those of the settings of `make_encoder` that it
+# needs. The module has `__call__(images, train)`, from `[n, h, w, 3]` to `[n, d]`, the property `features`, which is d,
+# and optionally `smallest_image`. Its BatchNorm uses `BN_MOMENTUM`: the probe of an untrained encoder relies on it.
 ENCODERS: dict[str, Callable[..., Any]] = {"resnet17": ResNet17, "resnet18": ResNet18, "resnet50": ResNet50}
 
 
 def make_encoder(
     name: str, *, width: float = 1.0, stem: str = "imagenet", dtype: Any = jnp.float32, remat: bool = False
 ) -> nn.Module:
-    """An encoder by name.
+    """Builds an encoder by its name.
 
     Args:
       name: a key of `ENCODERS`.
@@ -204,7 +204,7 @@ def make_encoder(
       The module; `features` is the size of its representation.
 
     Raises:
-      ValueError: unknown name or stem, a width that gives no whole number of channels, or a setting that differs from
+      ValueError: the name or stem is unknown, the width gives no whole number of channels, or a setting differs from
         its default though the encoder does not accept it.
     """
     if name not in ENCODERS:

@@ -1,4 +1,4 @@
-"""Encoder weights to and from state dicts with torchvision's names; NumPy only, PyTorch is not needed."""
+"""Converts encoder weights to and from state dicts with torchvision's names; needs NumPy, not PyTorch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# The last name of a variable: here -> there.
+# The last part of a variable's name, here and in PyTorch.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _SHOWN = 4  # entries that an error names
 
@@ -22,13 +22,13 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       torchvision's model with `fc` removed.
 
     Raises:
-      ValueError: a variable that a `ResNet` does not have.
+      ValueError: a variable has a name that a `ResNet` does not have.
     """
     return {name: np.array(_transposed(leaf, to_torch=True)) for name, leaf in _named(variables)}
 
 
 def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's variables, filled from a state dict.
+    """Fills the encoder's variables from a state dict.
 
     Args:
       state_dict: arrays (or tensors on the CPU) by torchvision's names; `fc.*` and `num_batches_tracked` are ignored.
@@ -38,7 +38,7 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
       A tree like `variables`, of NumPy arrays with its shapes and dtypes.
 
     Raises:
-      ValueError: entries that are missing, that have another shape, or that the encoder has no place for.
+      ValueError: an entry is missing, has another shape, or has no place in the encoder.
     """
     names = [name for name, _ in _named(variables)]
     leaves, structure = jax.tree.flatten({key: variables[key] for key in sorted(variables)})
@@ -59,7 +59,7 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
 
 
 def _named(variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Torchvision's name and the leaf, in the order of the flattened tree."""
+    """Yields torchvision's name and the leaf, in the order of the flattened tree."""
     leaves, _ = jax.tree.flatten_with_path({key: variables[key] for key in sorted(variables)})
     for path, leaf in leaves:
         keys = [getattr(entry, "key", str(entry)) for entry in path]
@@ -74,7 +74,7 @@ def _module_name(name: str) -> str:
 
 
 def _transposed(array: Any, *, to_torch: bool) -> np.ndarray:
-    """Convolution kernels between `[h, w, in, out]` and `[out, in, h, w]`; anything else as it is."""
+    """Transposes convolution kernels between `[h, w, in, out]` and `[out, in, h, w]`; leaves other arrays alone."""
     array = np.asarray(array)
     if array.ndim != 4:
         return array

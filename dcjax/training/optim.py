@@ -19,7 +19,7 @@ def warmup_cosine(*, learning_rate: float, warmup_steps: int, total_steps: int, 
       A function from the step (0-based) to the learning rate.
 
     Raises:
-      ValueError: a warm-up that is negative or not shorter than the run, or a learning rate that is not positive.
+      ValueError: the warm-up is negative or not shorter than the run, or the learning rate is not positive.
     """
     if not learning_rate > 0:
         raise ValueError(f"learning_rate must be positive, found {learning_rate}")
@@ -48,8 +48,8 @@ def lars(
     """LARS: g' = g + wd p; mu = m mu + (eta |p| / |g'|) g'; p = p - lr mu.
 
     The trust ratio is 1 where |p| or |g'| is 0; 1-D parameters take neither decay nor trust ratio. The learning rate
-    multiplies the momentum buffer when it is used, not what goes into it: `optax.lars` scales before the momentum,
-    which is another update as soon as the learning rate changes.
+    multiplies the momentum buffer, while in `optax.lars` it multiplies the gradients that enter the buffer. The two
+    orders differ once the learning rate changes.
 
     Args:
       learning_rate: a number or a schedule of the step.
@@ -61,7 +61,7 @@ def lars(
       The gradient transformation.
 
     Raises:
-      ValueError: a setting out of its range.
+      ValueError: a setting is out of its range.
 
     References:
       You, Gitman & Ginsburg, "Large Batch Training of Convolutional Networks", 2017; Jing et al., ICLR 2022, appendix
