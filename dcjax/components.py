@@ -19,7 +19,7 @@ from dcjax.config import read_config
 from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
 from dcjax.data.augment import Augmentation, normalize
 from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
-from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
+from dcjax.models import Network, make_encoder, make_projector, smallest_image
 from dcjax.runtime.errors import SettingError, section
 from dcjax.runtime.mesh import check_batch, make_mesh, replicated
 from dcjax.runtime.randomness import Stream, host_seed
@@ -119,7 +119,7 @@ class Components:
         def forward(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             with jax.default_matmul_precision("float32"):  # the default is TF32 on a GPU and bfloat16 on a TPU
                 out: Any = self.exact_network.apply(variables, self.normalized(images), train=False)
-            return {"r": out[0], "z": out[1]}
+            return {"r": out.r, "z": out.z}
 
         return make_encode(forward, self.mesh)
 
@@ -171,7 +171,7 @@ def build(config: ConfigDict | Config) -> Components:
         check_batch(checked.probe.eval_batch_size, mesh, setting="probe.eval_batch_size")
     encoder, projector = make_modules(checked)
     data = checked.data
-    least = SMALLEST_IMAGE[checked.model.stem]
+    least = smallest_image(encoder)
     if data.image_size < least:
         raise SettingError(
             f"data.image_size must be at least {least} for model.stem '{checked.model.stem}', found {data.image_size}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 import os
 import pathlib
 import tempfile
@@ -20,7 +19,7 @@ from dcjax.components import Components, build
 from dcjax.config import check_same_run, write_config
 from dcjax.data import Subset
 from dcjax.evaluation import spectrum_of_processes
-from dcjax.losses import LOSSES
+from dcjax.losses import LOSSES, takes_blocks
 from dcjax.runtime.errors import SettingError, StoppedRunError, section
 from dcjax.runtime.files import replace_npz
 from dcjax.runtime.mesh import batch_sharding, check_batch, replicated, to_devices
@@ -214,7 +213,7 @@ def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], ja
     block_size = config.loss.block_size
     if block_size not in ("auto", "none") and not (block_size.isdecimal() and int(block_size)):
         raise SettingError(f"loss.block_size must be auto, none or a whole number of at least 1, found {block_size}")
-    if "block_size" not in inspect.signature(loss).parameters:
+    if not takes_blocks(loss):
         if block_size.isdecimal():
             raise SettingError(
                 f"loss.block_size must be auto or none for the loss '{config.loss.name}', found {block_size}"

@@ -189,7 +189,7 @@ def score_untrained(components: Any) -> tuple[dict[str, Any], dict[str, list[flo
     features = [components.features(untrained, source) for source in (components.train_source, components.test_source)]
     images = [pixels(components, source) for source in (components.train_source, components.test_source)]
     labels = features[0].labels
-    draws = [draw_labelled(labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
+    draws = [draw_labelled(labels, labels_per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
     scores = {name: cached_scores(components, *of, draws) for name, of in (("r", features), ("raw pixels", images))}
     rows = features[1].r[: features[1].own]
     return scores, {

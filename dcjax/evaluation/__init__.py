@@ -1,5 +1,7 @@
-"""What an encoder is worth: frozen features, linear probes, nearest neighbours."""
+"""Evaluation of an encoder by its frozen features: linear probes, nearest neighbours, spectra."""
 
+from dcjax.evaluation.device_rows import Rows, place_rows, take_rows
+from dcjax.evaluation.distributed_spectrum import spectrum_of_processes
 from dcjax.evaluation.features import (
     Batch,
     Encode,
@@ -12,9 +14,7 @@ from dcjax.evaluation.features import (
 )
 from dcjax.evaluation.knn import knn_accuracy
 from dcjax.evaluation.linear import TOLERANCE, Classifier, draw_labelled, fit_logistic, standardize, top_k_accuracy
-from dcjax.evaluation.rows import Rows, place_rows, take_rows
 from dcjax.evaluation.sgd import SCHEDULES, sgd_probe
-from dcjax.evaluation.spectra import spectrum_of_processes
 
 __all__ = [
     "SCHEDULES",

@@ -1,17 +1,17 @@
-"""Frozen features: every image once, through the encoder in evaluation mode.
+"""Frozen features: each image passes once through the encoder in evaluation mode.
 
-Each process keeps the rows that it extracted, and the devices split these among them:
+Each process keeps the rows that it extracted, and its devices share them:
 
     bytes of a process = rows_per_process(images, ...) * d * (4 for float32, 1 for the uint8 of raw pixels)
     bytes of a device  = rows_per_process(images, ...) / (devices of a process) * d * 4
 
 For ImageNet's 1,281,167 training images and d = 2,048 in float32, in batches of 128 for each device and with one device
-to a process, that is
+per process, that is
 
     1 process:    10.50 GB of host memory, and as much on its device
     8 processes:   1.31 GB of host memory for each, and as much on each device
 
-The embedding z is kept only where it is asked for (the spectrum, an export). While features are on the devices, the
+The embedding z is kept only on request (for the spectrum, an export). While features are on the devices, the
 nearest neighbours add a block of 256 MB of similarities and working copies of it to a device, and the logistic
 regression a standardised copy of the rows.
 An export gathers all rows in the memory of process 0: 10.50 GB for this r, whatever the number of processes.
@@ -60,10 +60,10 @@ def rows_per_process(images: int, *, batch_size: int, processes: int, devices: i
     """Rows of features that each process holds, padding included.
 
     Args:
-      images: of the split.
-      batch_size: the global batch of `extract`; a process encodes one run of consecutive images of each.
-      processes: of the run.
-      devices: of the run.
+      images: images of the split.
+      batch_size: the global batch of `extract`; a process encodes consecutive images of each batch.
+      processes: processes of the run.
+      devices: devices of the run.
     """
     share, local = batch_size // processes, devices // processes
     batches, rest = divmod(images, batch_size)
@@ -75,11 +75,11 @@ def make_encode(forward: Callable[[Any, jax.Array], dict[str, jax.Array]], mesh:
     """Compiles a forward pass for `extract`, once for all splits and states.
 
     Args:
-      forward: pure function of `(variables, images [b, s, s, 3] uint8)` to arrays `[b, ...]` by name.
+      forward: a pure function of `(variables, images [b, s, s, 3] uint8)` to arrays `[b, ...]` by name.
       mesh: the devices to split each batch over.
 
     Returns:
-      A jitted function of the variables and the images; the rows that come out are split as those of the batch.
+      A jitted function of the variables and the images; its outputs are split like the batch.
     """
     split = batch_sharding(mesh)
     return jax.jit(forward, in_shardings=(replicated(mesh), split), out_shardings=split)
@@ -98,17 +98,17 @@ def extract(
 
     Args:
       encode: from `make_encode`, with an output for each name in `keep`.
-      variables: what it takes; not changed.
+      variables: the variables for `encode`.
       batches: from `dcjax.data.eval_batches`: `image`, `label`, `index` and `mask`, the last batch padded.
       mesh: the devices.
-      images: how many images there are.
+      images: the number of images.
       keep: "r", or "r" and "z".
 
     Returns:
-      The features on the host, on each process its own.
+      The features that this process extracted, on the host.
 
     Raises:
-      SettingError: features that are not finite, on any process.
+      SettingError: some features are not finite, on this process or another.
     """
     processes, done, finite = jax.process_count(), 0, True
     kept: dict[str, np.ndarray] = {}
@@ -149,15 +149,15 @@ def extract(
 
 
 def gather_rows(values: np.ndarray, features: Features) -> np.ndarray | None:
-    """All images' rows, in order, on process 0; every process calls this.
+    """Gathers the rows of all images, in order, on process 0; every process calls this.
 
     Args:
       values: `features.r` or `features.z`.
-      features: where they come from.
+      features: the features that the rows are from.
 
     Returns:
-      `[n, ...]` on process 0, without a copy where it is the only one, and None on the others. Besides that a process
-      holds `GATHERED_ROWS` rows of every process.
+      `[n, ...]` on process 0, without a copy where it is the only one, and None on the others. While it gathers, a
+      process also holds `GATHERED_ROWS` rows of every process.
     """
     images = len(features.labels)
     if jax.process_count() == 1:
@@ -179,18 +179,18 @@ def settle_batch_stats(
     *,
     momentum: float,
 ) -> Any:
-    """Batch statistics of untrained variables: the average over the batches of one pass.
+    """Sets the batch statistics of untrained variables to their average over the batches of one pass.
 
     An encoder that was never trained has running statistics of mean 0 and variance 1, which are not those of its
     activations; in evaluation mode it would look worse than it is.
 
     Args:
-      statistics: pure function of `(variables, images [b, s, s, 3] uint8)` to the batch statistics after one
+      statistics: a pure function of `(variables, images [b, s, s, 3] uint8)` to the batch statistics after one
         training-mode forward pass.
       variables: the untrained variables, with `batch_stats`.
-      batches: as `extract` takes them, without padding.
+      batches: batches as for `extract`, without padding.
       mesh: the devices.
-      momentum: of the running averages, new = momentum * old + (1 - momentum) * batch.
+      momentum: the momentum of the running averages, new = momentum * old + (1 - momentum) * batch.
 
     Returns:
       The variables with averaged batch statistics.

@@ -9,22 +9,21 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from dcjax.evaluation.device_rows import Rows
 from dcjax.evaluation.features import NO_IMAGE
-from dcjax.evaluation.rows import Rows
 from dcjax.losses import unit_rows
-from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import BATCH_AXIS
 
-SIMILARITIES = 2**26  # of test rows to training rows, in a device's memory at once: 256 MB
+SIMILARITIES = 2**26  # similarities that a device holds at once: 256 MB
 
 
 class Neighbours(NamedTuple):
     """The nearest training rows of test rows, nearest first; of equally near ones the lower index comes first.
 
     Attributes:
-      similarity: `[m, k]` cosines.
-      index: `[m, k]` the training images.
-      label: `[m, k]` their labels.
+      similarity: `[m, k]`, cosines.
+      index: `[m, k]`, indices of the training images.
+      label: `[m, k]`, their labels.
     """
 
     similarity: Array
@@ -41,13 +40,13 @@ def knn_accuracy(train: Rows, test: Rows, *, mesh: Mesh, classes: int, neighbors
       mesh: the devices that both are on.
       classes: number of classes.
       neighbors: how many neighbours vote; at most the training images.
-      temperature: of the weights.
+      temperature: the divisor of the cosines.
 
     Returns:
-      The share of test rows that are right.
+      The share of test rows that are classified correctly.
 
     Raises:
-      SettingError: `neighbors` outside 1..n.
+      ValueError: `neighbors` is not in 1..n.
 
     References:
       Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR 2018, section 3.4.
@@ -57,10 +56,10 @@ def knn_accuracy(train: Rows, test: Rows, *, mesh: Mesh, classes: int, neighbors
 
 
 def nearest(train: Rows, test: Rows, *, mesh: Mesh, neighbors: int) -> Neighbours:
-    """The nearest training rows of each test row, exactly, while every device holds its own training rows alone.
+    """Finds the exact nearest training rows of each test row, while every device holds only its own training rows.
 
-    Blocks of test rows visit all devices; each finds the nearest among its rows, and the device that a test row belongs
-    to merges what they found.
+    Blocks of test rows visit all devices. Each device finds the nearest among its rows, and the device of a test row
+    merges the results.
 
     Args:
       train: the rows to search.
@@ -69,13 +68,13 @@ def nearest(train: Rows, test: Rows, *, mesh: Mesh, neighbors: int) -> Neighbour
       neighbors: k, at most the training images.
 
     Returns:
-      Arrays `[m, k]`, split as the test rows are; of padding without meaning.
+      Arrays `[m, k]`, split like the test rows; those of padding have no meaning.
 
     Raises:
-      SettingError: `neighbors` outside 1..n.
+      ValueError: `neighbors` is not in 1..n.
     """
     if not 1 <= neighbors <= train.images:
-        raise SettingError(f"probe.neighbors must be from 1 to the {train.images} training images, found {neighbors}")
+        raise ValueError(f"neighbors must be from 1 to the {train.images} training images, found {neighbors}")
     return _nearest(train.r, train.index, train.labels, test.r, mesh=mesh, neighbors=neighbors)
 
 
@@ -86,7 +85,7 @@ def _nearest(train: Array, index: Array, labels: Array, test: Array, *, mesh: Me
     rows = -(-own // blocks)  # of each device's test rows in a block
 
     def search(train: Array, index: Array, labels: Array, test: Array) -> Neighbours:
-        # The lengths of the training rows divide the similarities, since unit copies of all rows would double the
+        # The similarities are divided by the lengths of the training rows: unit copies of the rows would double the
         # memory.
         squared = jnp.sum(jnp.square(train), axis=1)
         shrink = jnp.where(squared > 0, jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
@@ -98,10 +97,10 @@ def _nearest(train: Array, index: Array, labels: Array, test: Array, *, mesh: Me
             cosines = jnp.where(index == NO_IMAGE, -jnp.inf, jnp.where(cosines == 0, 0, cosines))
             similarity, place = jax.vmap(functools.partial(largest, k=min(neighbors, held)))(cosines)
             mine = Neighbours(similarity, index[place], labels[place])
-            # Each device takes what all of them found for its own test rows: [rows, devices * k].
+            # Each device receives the results of all devices for its own test rows: [rows, devices * k].
             swap = functools.partial(jax.lax.all_to_all, axis_name=BATCH_AXIS, split_axis=0, concat_axis=1, tiled=True)
             found = Neighbours(*map(swap, mine))
-            # By index first: `top_k` then takes the lower of two that are equally near, on any number of devices.
+            # Sorted by index, so that `top_k` takes the lower of two equally near ones on any number of devices.
             by_index, similarity, label = jax.lax.sort((found.index, found.similarity, found.label), num_keys=1)
             similarity, place = jax.lax.top_k(similarity, neighbors)
             pick = functools.partial(jnp.take_along_axis, indices=place, axis=1)
@@ -118,7 +117,7 @@ def _nearest(train: Array, index: Array, labels: Array, test: Array, *, mesh: Me
 
 @functools.partial(jax.jit, static_argnames=("classes",))
 def _accuracy(found: Neighbours, labels: Array, classes: int, temperature: float) -> Array:
-    # The largest weight is 1: exp(1 / temperature) itself would be near float32's limit for small temperatures.
+    # Scaled so that the largest weight is 1: for a small temperature exp(1 / temperature) is near float32's limit.
     weights = jnp.exp((found.similarity - found.similarity[:, :1]) / temperature)
 
     def is_right(weights: Array, label: Array, expected: Array) -> Array:
@@ -129,7 +128,7 @@ def _accuracy(found: Neighbours, labels: Array, classes: int, temperature: float
 
 
 def largest(values: Float[Array, " n"], k: int) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
-    """The k largest values, in order, and where they are: `jax.lax.top_k` without sorting all of them.
+    """The k largest values, in order, and their indices: `jax.lax.top_k` without sorting all values.
 
     The k largest lie in the k groups with the largest maxima, so two short sorts do: many times faster on CPU. Of equal
     values the first come first, as in `top_k`: the groups are searched in their order.

@@ -10,14 +10,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from dcjax.runtime.errors import SettingError
-
-TOLERANCE = 1e-5  # L-BFGS is done when no entry of the gradient is larger
+TOLERANCE = 1e-5  # L-BFGS stops when no entry of the gradient is larger
 HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class Classifier(NamedTuple):
-    """Logits = x W + b.
+    """A linear classifier, logits = x W + b.
 
     Attributes:
       w: `[d, k]`.
@@ -45,9 +43,9 @@ def fit_logistic(
 ) -> Classifier:
     """Fits logits = x W + b by preconditioned L-BFGS, from zero, to mean cross-entropy + |W|^2 / (2 n).
 
-    The penalty is scikit-learn's default, C = 1; `standardize` first makes it mean the same for any features. The
-    objective is convex: the optimum does not depend on the start. L-BFGS moves in the coordinates of `whitener`, where
-    correlated features (the pixels of photographs) are as easy as independent ones; the objective stays as it is.
+    The penalty is scikit-learn's default, C = 1; on features from `standardize` it means the same for any encoder. The
+    objective is convex, so the optimum does not depend on the start. L-BFGS moves in the coordinates of `whitener`,
+    where correlated features (the pixels of photographs) are as easy as independent ones; the objective is the same.
 
     Besides x the memory holds two matrices `[d, d]`, 20 of the size of W and a few of the logits' `[n, k]`. With fewer
     rows than features, d here is the number of rows.
@@ -89,29 +87,6 @@ def fit_logistic(
     directions: Any = optax.scale_by_lbfgs()
     value_and_grad = jax.value_and_grad(objective)
 
-    def search(point, value, gradient, update):
-        """The longest of the steps 1, 1/2, 1/4 ... that lowers the objective in proportion to its length, if any."""
-        slope = optax.tree.vdot(gradient, update)
-        rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(value)
-
-        def halve(carry):
-            length = carry[0] / 2
-            there = jax.tree.map(lambda p, by: p + length * by, point, update)
-            return length, there, *value_and_grad(there)
-
-        def lowers(carry):
-            length, _, found, _ = carry
-            return found <= value + 1e-4 * length * slope + rounding  # False where the objective is not finite
-
-        def goes_on(carry):
-            # At steps shorter than 2^-20, rounding decides whether the objective falls.
-            return ~lowers(carry) & (carry[0] > 2.0**-20)
-
-        last = jax.lax.while_loop(
-            goes_on, halve, (jnp.full_like(value, 2), point, jnp.full_like(value, jnp.inf), gradient)
-        )
-        return lowers(last), last
-
     def step(carry):
         before, inner, value, gradient, memory, i = carry
         inner_gradient = (jnp.matmul(whiten.T, gradient[0], precision=HIGHEST), bias_scale * gradient[1])
@@ -119,7 +94,7 @@ def fit_logistic(
         update = jax.tree.map(jnp.negative, update)
         # The line search and the stopping rule use the original coordinates.
         outer = (jnp.matmul(whiten, update[0], precision=HIGHEST), bias_scale * update[1])
-        found, (length, *after) = search(before, value, gradient, outer)
+        found, (length, *after) = backtrack(value_and_grad, before, value, gradient, outer)
         # Without a step that lowers the objective, the solver keeps its point and ends.
         point, value, gradient = jax.tree.map(
             functools.partial(jnp.where, found), tuple(after), (before, value, gradient)
@@ -139,8 +114,42 @@ def fit_logistic(
     return Classifier(expand(point[0]), point[1], residual=residual(gradient))
 
 
+def backtrack(value_and_grad: Any, point: Any, value: Array, gradient: Any, update: Any) -> tuple[Array, Any]:
+    """Searches the longest of the steps 1, 1/2, 1/4 ... that lowers the objective in proportion to its length.
+
+    Args:
+      value_and_grad: of the objective.
+      point: where the search starts.
+      value: the objective there.
+      gradient: its gradient there.
+      update: the step of length 1.
+
+    Returns:
+      Whether there is such a step, and the last one tried: its length, its end, and the value and gradient there.
+    """
+    slope = optax.tree.vdot(gradient, update)
+    rounding = 10 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+    def halve(carry):
+        length = carry[0] / 2
+        there = jax.tree.map(lambda p, by: p + length * by, point, update)
+        return length, there, *value_and_grad(there)
+
+    def lowers(carry):
+        length, _, found, _ = carry
+        return found <= value + 1e-4 * length * slope + rounding  # False where the objective is not finite
+
+    def goes_on(carry):
+        # At steps shorter than 2^-20, rounding decides whether the objective falls.
+        return ~lowers(carry) & (carry[0] > 2.0**-20)
+
+    start = (jnp.full_like(value, 2), point, jnp.full_like(value, jnp.inf), gradient)
+    last = jax.lax.while_loop(goes_on, halve, start)
+    return lowers(last), last
+
+
 def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Array, "d d"]:
-    """Coordinates in which the objective of `fit_logistic` is about as steep in every direction.
+    """Coordinates in which the objective of `fit_logistic` curves about equally in every direction.
 
     Where all classes are equally likely, the Hessian is H = X^T X / (n k) + I / n in each class's weights (up to their
     common shift), and it is bounded by a multiple of that everywhere. With H = L L^T, W = L^-T U turns it into the
@@ -149,7 +158,7 @@ def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Arr
 
     Args:
       x: features `[n, d]`.
-      count: how many rows count.
+      count: the number of rows that count.
       classes: k.
 
     Returns:
@@ -159,7 +168,7 @@ def whitener(x: Float[Array, "n d"], count: Array, *, classes: int) -> Float[Arr
       Böhning, "Multinomial logistic regression algorithm", Annals of the Institute of Statistical Mathematics, 1992.
     """
     second = jnp.matmul(x.T, x, precision=HIGHEST) / (count * classes)
-    # The trace bounds the largest eigenvalue, of which the rounding is a multiple.
+    # The rounding is a multiple of the largest eigenvalue, which the trace bounds.
     floor = 1 / count + 4 * jnp.finfo(x.dtype).eps * jnp.trace(second)
     identity = jnp.eye(x.shape[1], dtype=x.dtype)
     lower = jnp.linalg.cholesky(second + floor * identity)
@@ -197,35 +206,35 @@ def top_k_accuracy(
     """
     logits = classifier.logits(x)
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-    # Counting what comes before the label avoids a sort. A collapsed representation ties everywhere: without an order
+    # Counting the classes before the label avoids a sort. A collapsed representation ties everywhere: without an order
     # among ties it would be right everywhere.
     first = jnp.arange(logits.shape[1]) < labels[:, None]
     before = jnp.sum((logits > own) | ((logits == own) & first), axis=1)
     return jnp.mean(((before < k) & jnp.isfinite(logits).all(axis=1)).astype(jnp.float32), where=labels >= 0)
 
 
-def draw_labelled(labels: np.ndarray, *, per_class: int, draw: int) -> np.ndarray:
-    """Indices of a fixed draw of labelled images, the same number from every class.
+def draw_labelled(labels: np.ndarray, *, labels_per_class: int, draw: int) -> np.ndarray:
+    """Draws the same number of labelled images from every class.
 
     Args:
       labels: `[n]`, the labels of the training split.
-      per_class: images of each class.
-      draw: which of the draws; the same number always gives the same images.
+      labels_per_class: images of each class.
+      draw: the number of the draw; the same number always gives the same images.
 
     Returns:
-      `[classes * per_class]` indices into `labels`, class by class.
+      `[classes * labels_per_class]` indices into `labels`, class by class.
 
     Raises:
-      ValueError: a class that holds fewer images.
+      ValueError: a class holds fewer images.
     """
     rng = np.random.Generator(np.random.Philox(key=draw))
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        if len(members) < per_class:
-            raise SettingError(
+        if len(members) < labels_per_class:
+            raise ValueError(
                 f"labels_per_class must be at most {len(members)}, the training images "
-                f"of class {label}, found {per_class}"
+                f"of class {label}, found {labels_per_class}"
             )
-        chosen.append(rng.permutation(members)[:per_class])
+        chosen.append(rng.permutation(members)[:labels_per_class])
     return np.concatenate(chosen)

@@ -34,9 +34,8 @@ from dcjax.evaluation import (
 )
 from dcjax.evaluation.baselines import pixels, untrained_variables
 from dcjax.evaluation.table import Score, losses_line, score_table
-from dcjax.models import SUBVECTOR_PROJECTORS
 from dcjax.pretrain import SPECTRUM_PLOT
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import SettingError, section
 from dcjax.runtime.files import replace_npz, replace_text
 from dcjax.runtime.mesh import batch_sharding, replicated, to_devices
 from dcjax.runtime.randomness import Stream, device_key
@@ -99,7 +98,9 @@ def probe(
     train, test = (components.features(variables, source, keep=keep) for source in (train_source, test_source))
     if export:
         write_features(export, train, test)
-    draws = [draw_labelled(train.labels, per_class=per_class, draw=draw) for draw in range(DRAWS if per_class else 0)]
+    few = {"labels_per_class": per_class}
+    with section("probe"):
+        draws = [draw_labelled(train.labels, **few, draw=draw) for draw in range(DRAWS if per_class else 0)]
     scores = {name: cached_scores(components, train, test, draws, columns=part) for name, part in columns.items()}
     del train  # 10 GB of ImageNet, which the recipe of hours below has no use for
     if not config.probe.cached:  # after what fails fast
@@ -124,7 +125,7 @@ def chosen_columns(components: Components, features: str | None) -> dict[str, sl
     """Row name to the columns of r that it probes."""
     projector = components.config.projector
     available = {"all": ("r", slice(None))}
-    if projector.name in SUBVECTOR_PROJECTORS:
+    if getattr(components.network.projector, "is_subvector", False):
         d0 = projector.d0
         available["selected"] = (f"r[:{d0}]", slice(0, d0))
         if d0 < components.width:

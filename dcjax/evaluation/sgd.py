@@ -13,13 +13,13 @@ import optax
 from tqdm import tqdm
 
 from dcjax.evaluation.linear import Classifier, top_k_accuracy
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError, not_known
 
-BATCHES_IN_FLIGHT = 2  # batches whose representations may be on their way at once
+BATCHES_IN_FLIGHT = 2  # batches whose representations may be computed ahead
 
 Classifiers = dict[str, tuple[jax.Array, jax.Array]]
 
-# By name, functions of the epoch (from 0) and the number of epochs to a factor of the learning rate.
+# By name, a function from the epoch (from 0) and the number of epochs to the factor of the learning rate.
 SCHEDULES: dict[str, Callable[[int, int], float]] = {
     "constant": lambda epoch, epochs: 1.0,
     "cosine": lambda epoch, epochs: 0.5 * (1 + math.cos(math.pi * epoch / epochs)),
@@ -47,32 +47,33 @@ def sgd_probe(
 
     SGD with momentum, g = gradient + wd w, mu = m mu + g, w = w - lr mu; kernels start from N(0, 0.01^2), biases from
     0. The learning rate is constant or follows a cosine to zero that is stepped once per epoch. The paper's numbers
-    come from a constant one: its published script makes the cosine and never steps it. The classifiers share nothing:
-    each is trained as if it were alone. The test features do not depend on them, so the caller computes those once.
+    come from a constant one: its published script creates the cosine and never steps it. The classifiers share nothing:
+    each is trained as if it were alone. The test features depend on none of them, so the caller computes these once.
 
     Args:
-      represent: from a host batch to r `[b, d]` and labels `[b]` on the devices: augmentation and frozen encoder.
+      represent: maps a host batch to r `[b, d]` and labels `[b]` on the devices, by augmentation and frozen encoder.
       batches: training batches in a stream without end.
       test_r: `[n, d]` of the test split; the rows may be split over a mesh.
       test_labels: `[n]`; a row with the label -1 does not count.
-      columns: name to the part of r that a classifier sees, e.g. `{"all": slice(None), "selected": slice(0, 360)}`.
+      columns: the part of r that each classifier sees, by name, e.g. `{"all": slice(None), "selected": slice(0, 360)}`.
       classes: number of classes.
-      images: number of training images, which is an epoch.
-      batch_size, epochs, learning_rate, momentum, weight_decay: of SGD.
+      images: number of training images, the length of an epoch.
+      batch_size, epochs, learning_rate, momentum, weight_decay: settings of SGD.
       schedule: of the learning rate, a key of `SCHEDULES`.
-      key: the kernels are drawn from it.
+      key: the random key of the kernels.
 
     Returns:
-      name to `top1` and `top5` after the last epoch, and `best_top1`, the best after any epoch.
+      For each classifier `top1` and `top5` after the last epoch, and `best_top1`, the best after any epoch.
 
     Raises:
-      SettingError: an unknown schedule, or a classifier that diverged.
+      ValueError: the schedule is unknown.
+      SettingError: a classifier diverged.
 
     References:
       Jing et al., ICLR 2022, section 6 (linear probe); the recipe of its published runs.
     """
     if schedule not in SCHEDULES:
-        raise unknown_name("probe.schedule", schedule, SCHEDULES)
+        raise ValueError(not_known("schedule", schedule, SCHEDULES))
     classifiers, buffers = initial_classifiers(columns, width=test_r.shape[1], classes=classes, key=key)
     step = make_step(dict(columns), momentum=momentum, weight_decay=weight_decay)
     test_x, targets = jnp.asarray(test_r), jnp.asarray(test_labels)
@@ -93,7 +94,9 @@ def sgd_probe(
         for name, part in columns.items():
             classifier = Classifier(*classifiers[name])
             if not bool(jnp.isfinite(classifier.w).all()):
-                raise SettingError(f"the linear probe of '{name}' diverged in epoch {epoch}; lower probe.learning_rate")
+                raise SettingError(
+                    f"the linear probe of '{name}' diverged in epoch {epoch}; lower its learning rate {learning_rate}"
+                )
             top1, top5 = (float(top_k_accuracy(classifier, test_x[:, part], targets, k=k)) for k in (1, 5))
             results[name] |= {"top1": top1, "top5": top5, "best_top1": max(top1, results[name]["best_top1"])}
         bar.set_postfix({name: f"{result['top1']:.3f}" for name, result in results.items()})

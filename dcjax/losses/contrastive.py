@@ -1,15 +1,15 @@
-"""InfoNCE and NT-Xent: with all the logits in memory, tile by tile, or split over a mesh, to the same value and
-gradient.
+"""InfoNCE and NT-Xent, with all logits in memory, tile by tile, or split over a mesh: value and gradient are the same.
 
-All work in the dtype of the embeddings, but never below float32: bfloat16 rows are widened before they are normalised.
-The similarity products name their precision, because a float32 product is TF32 by default on a GPU and bfloat16 on a
-TPU.
+Both compute in the dtype of the embeddings, but never below float32: bfloat16 rows are widened before they are
+normalised. The similarity products name their precision, because a float32 product is TF32 by default on a GPU and
+bfloat16 on a TPU.
 
 With O the sum of exp(logit) over the negatives of a row and s its positive's logit, both losses are the mean over the
-2n rows of softplus(log O - s). The positive is never added to O: where it dominates, what is left of 1 after rounding
-would not tell how small the loss and its gradient are.
+2n rows of softplus(log O - s). The positive is never added to O: where it dominates, rounding would erase the digits of
+a small loss and gradient.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 
@@ -21,9 +21,8 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from dcjax.losses.logits import EMPTY
+from dcjax.losses.tile_sums import EMPTY
 from dcjax.losses.tiled import check_mesh, mean_loss, tiled_loss
-from dcjax.runtime.errors import SettingError
 
 Rows = Float[Array | np.ndarray, "n d"]
 Scalar = Float[Array, ""]
@@ -65,20 +64,20 @@ def info_nce(
     Args:
       z: `[n, d]` embeddings of the first views.
       z_prime: `[n, d]` embeddings of the second views.
-      temperature: divides the cosine similarities; positive, no unit.
+      temperature: the divisor of the cosine similarities; positive, no unit.
       block_size: rows and columns of a tile; the logits are then never held as a whole, and memory is linear in n. None
-        for all of them at once, or with a mesh for a size that suits the device.
-      mesh: splits the rows over the devices of a mesh, which pass them around: no device holds all of them. The result
-        is that of one device. Works inside and outside `jax.jit` with Auto axes, and with Explicit ones inside
-        `jax.jit` or under `jax.set_mesh`.
+        computes all of them at once, or with a mesh chooses a size that suits the device.
+      mesh: the devices that share the rows. They pass the rows around, and none holds all of them; the loss equals that
+        of one device. Works inside and outside `jax.jit` with Auto axes, and with Explicit ones inside `jax.jit` or
+        under `jax.set_mesh`.
       axis: the mesh axis to split over; None for the mesh's only one.
 
     Returns:
       The loss, a scalar in nats; 0 for n = 1.
 
     Raises:
-      ValueError: shapes that differ or are not `[n, d]`, a temperature that is not positive, a block size below 1, a
-        mesh whose axis is not named, not there, or does not divide n.
+      ValueError: the shapes differ or are not `[n, d]`, the temperature is not positive and finite, the block size is
+        below 1, or the axis is ambiguous, not in the mesh, or does not divide n.
 
     References:
       Jing et al., ICLR 2022, section 6 (the DirectCLR loss, with the sign mended and the temperature of its
@@ -106,20 +105,20 @@ def nt_xent(
     Args:
       z: `[n, d]` embeddings of the first views.
       z_prime: `[n, d]` embeddings of the second views.
-      temperature: divides the cosine similarities; positive, no unit.
+      temperature: the divisor of the cosine similarities; positive, no unit.
       block_size: rows and columns of a tile; the logits are then never held as a whole, and memory is linear in n. None
-        for all of them at once, or with a mesh for a size that suits the device.
-      mesh: splits the rows over the devices of a mesh, which pass them around: no device holds all of them. The result
-        is that of one device. Works inside and outside `jax.jit` with Auto axes, and with Explicit ones inside
-        `jax.jit` or under `jax.set_mesh`.
+        computes all of them at once, or with a mesh chooses a size that suits the device.
+      mesh: the devices that share the rows. They pass the rows around, and none holds all of them; the loss equals that
+        of one device. Works inside and outside `jax.jit` with Auto axes, and with Explicit ones inside `jax.jit` or
+        under `jax.set_mesh`.
       axis: the mesh axis to split over; None for the mesh's only one.
 
     Returns:
       The loss, the mean over the 2n rows, a scalar in nats; 0 for n = 1.
 
     Raises:
-      ValueError: shapes that differ or are not `[n, d]`, a temperature that is not positive, a block size below 1, a
-        mesh whose axis is not named, not there, or does not divide n.
+      ValueError: the shapes differ or are not `[n, d]`, the temperature is not positive and finite, the block size is
+        below 1, or the axis is ambiguous, not in the mesh, or does not divide n.
 
     References:
       Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020, eq. 1.
@@ -133,7 +132,14 @@ def nt_xent(
     return mean_loss(log_u, log_v, jnp.sum(u * v, axis=1) / temperature)
 
 
+# A loss is a function of `(z, z_prime, *, temperature)`. One that can be computed by tiles also has `block_size` and
+# `mesh`.
 LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": nt_xent}
+
+
+def takes_blocks(loss: Callable[..., jax.Array]) -> bool:
+    """Whether a loss has the parameters `block_size` and `mesh`, which bound its memory."""
+    return {"block_size", "mesh"} <= inspect.signature(loss).parameters.keys()
 
 
 def _tiled(
@@ -152,7 +158,7 @@ def _tiled(
 def _negatives(
     a: Float[Array, "n d"], b: Float[Array, "n d"], samples: Int[Array, " n"], temperature: float | Scalar
 ) -> Float[Array, "n n"]:
-    """The logits of all rows against all, but for those of one sample, which weigh nothing."""
+    """The logits of all rows against all; `EMPTY`, of weight 0, between rows of the same sample."""
     logits = jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST) / temperature
     return jnp.where(samples[:, None] == samples[None, :], EMPTY, logits)
 
@@ -160,15 +166,15 @@ def _negatives(
 def _checked(
     z: Rows, z_prime: Rows, temperature: float | Scalar
 ) -> tuple[Float[Array, "n d"], Float[Array, "n d"], float | Scalar]:
-    """The unit rows of both views in one dtype, and the temperature, as a number unless it is traced."""
+    """Returns the unit rows of both views in one dtype, and the temperature, as a float unless it is traced."""
     if z.ndim != 2 or z.shape != z_prime.shape or z.shape[0] < 1:
-        raise SettingError(
-            f"the two views must be two arrays of one shape [n, d] with n >= 1, found {z.shape} and {z_prime.shape}"
+        raise ValueError(
+            f"z and z_prime must be two arrays of one shape [n, d] with n >= 1, found {z.shape} and {z_prime.shape}"
         )
-    # A temperature that is being learned has no value to check.
+    # A learned temperature is traced and has no value to check.
     if not isinstance(temperature, Tracer):
         temperature = float(temperature)
         if not (temperature > 0 and math.isfinite(temperature)):
-            raise SettingError(f"loss.temperature must be positive and finite, found {temperature:g}")
+            raise ValueError(f"temperature must be positive and finite, found {temperature:g}")
     dtype = jnp.promote_types(z.dtype, z_prime.dtype)
     return unit_rows(jnp.asarray(z, dtype)), unit_rows(jnp.asarray(z_prime, dtype)), temperature

@@ -1,10 +1,9 @@
-"""Every negative once: on one device, or with the rows split over a mesh and passed around half a ring.
+"""Visits every negative once: on one device, or with the rows split over a mesh and passed around half a ring.
 
 Both losses have the form L = 1/2n sum over the 2n rows of softplus(log sum exp(negatives) - positive); they differ in
 which rows are each other's negatives. A `Pair` holds both views' rows of some samples. With p devices each keeps its
-own pair and receives the others' one by one; after floor(p / 2) steps every two devices have met, and what a device
-computed for its visitors travels home. Each logit is computed once, on one device, for both of the rows that it belongs
-to.
+own pair and receives those of other devices one by one. After floor(p / 2) steps every two devices have met, and the
+results for the visitors travel home. Each logit is computed once, on one device, for both of its rows.
 """
 
 from collections.abc import Callable
@@ -13,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcjax.losses.logits import Side, stack
+from dcjax.losses.tile_sums import Side, stack
 
 Compute = Callable[..., tuple[jax.Array, jax.Array]]
 
 
 class Pair(NamedTuple):
-    """The rows of both views, or what was computed for them."""
+    """The rows of both views, or the results for them."""
 
     u: Any
     v: Any
@@ -35,13 +34,13 @@ def visit_all(
     axis: str | None,
     size: int,
 ) -> Pair:
-    """What `compute` finds for the rows of this device, over the rows of all devices.
+    """The results of `compute` for the rows of this device against the rows of all devices.
 
     Args:
       kind: `info_nce` or `nt_xent`.
-      compute: (a, b) -> (for the rows of a, for the rows of b); b None for a against itself.
+      compute: (a, b) -> (results for the rows of a, results for the rows of b); b None for a against itself.
       own: the sides of this device's samples.
-      join: puts together what was found on different visits.
+      join: combines the results of two visits.
       nothing: the neutral element of `join`.
       axis: the mesh axis over which the rows are split; None on one device.
       size: devices on that axis.
@@ -58,14 +57,14 @@ def visit_all(
         return jax.lax.ppermute(tree, axis, [(i, (i + by) % size) for i in range(size)])
 
     def receive(visitor: Pair, sent: Pair, total: Pair) -> tuple[Pair, Pair]:
-        # What was found for the visitor so far arrives while its rows are being multiplied.
+        # The visitor's results so far arrive while its rows are being multiplied.
         arrived = shift(sent)
         mine, theirs = meet.other(compute, own, visitor)
         return join_pairs(arrived, theirs), join_pairs(total, mine)
 
     def step(carry, _):
         visitor, sent, total = carry
-        following = shift(visitor)  # under way during the products
+        following = shift(visitor)  # sent during the products
         return (following, *receive(visitor, sent, total)), None
 
     sent = jax.tree.map(lambda x: jax.lax.full_like(x, nothing), total)
@@ -81,7 +80,7 @@ def visit_all(
 
 
 class Meeting(NamedTuple):
-    """How the pairs of two devices meet: alone, with another, and with the one opposite, which does the other half."""
+    """How a device computes its own pair, its pair with a visitor, and its half of that with the opposite device."""
 
     itself: Callable[..., Pair]
     other: Callable[..., tuple[Pair, Pair]]
@@ -114,7 +113,7 @@ def _all_other(compute: Compute, own: Pair, other: Pair) -> tuple[Pair, Pair]:
 
 
 def _all_opposite(compute: Compute, own: Pair, other: Pair, low, nothing: float) -> tuple[Pair, Pair]:
-    # Of the lower device's rows the first view is multiplied there and the second here.
+    # The lower device multiplies its first view with the other's rows; the other multiplies the lower's second view.
     def choose(a, b):
         return jax.tree.map(lambda x, y: jnp.where(low, x, y), a, b)
 

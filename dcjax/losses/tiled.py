@@ -1,6 +1,6 @@
-"""InfoNCE and NT-Xent on unit rows without their matrix of logits.
+"""InfoNCE and NT-Xent of unit rows, tile by tile, with a custom backward pass.
 
-The backward pass keeps the rows and the 2n logarithms of what their negatives weigh, and computes the tiles again.
+The forward pass keeps the rows and the 2n log-sums of their negatives; the backward pass computes the tiles again.
 """
 
 import functools
@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dcjax.losses.logits import EMPTY, MAX_SPREAD, Side, Tiling, gradients, log_sums
 from dcjax.losses.ring import Pair, visit_all
-from dcjax.runtime.errors import SettingError
+from dcjax.losses.tile_sums import EMPTY, MAX_SPREAD, Side, Tiling, gradients, log_sums
 
 # Tiles that stay in a core's cache, and tiles that keep an accelerator busy.
 CPU_BLOCK, ACCELERATOR_BLOCK = 512, 4096
@@ -22,28 +21,25 @@ def check_mesh(mesh: Mesh | None, axis: str | None, *, rows: int) -> str | None:
     """The mesh axis to split the rows over.
 
     Raises:
-      ValueError: an axis without a mesh, one that the mesh lacks, none where it has several, or one that does not
-        divide the rows.
+      ValueError: the axis has no mesh, is not in it, is None where the mesh has several, or does not divide the rows.
     """
     if mesh is None:
         if axis is not None:
-            raise SettingError(f"axis '{axis}' needs the mesh that it belongs to, found mesh=None")
+            raise ValueError(f"axis '{axis}' needs the mesh that it belongs to, found mesh=None")
         return None
     if axis is None:
         if len(mesh.axis_names) != 1:
-            raise SettingError(f"axis must name one of the mesh's axes {mesh.axis_names}, found None")
+            raise ValueError(f"axis must name one of the mesh's axes {mesh.axis_names}, found None")
         (axis,) = mesh.axis_names
     if axis not in mesh.axis_names:
-        raise SettingError(f"axis must be one of the mesh's axes {mesh.axis_names}, found '{axis}'")
+        raise ValueError(f"axis must be one of the mesh's axes {mesh.axis_names}, found '{axis}'")
     if rows % mesh.shape[axis]:
-        raise SettingError(
-            f"the mesh axis '{axis}' must divide the batch, found {mesh.shape[axis]} devices and {rows} rows"
-        )
+        raise ValueError(f"axis '{axis}' must divide the batch, found {mesh.shape[axis]} devices and {rows} rows")
     return axis
 
 
 def mean_loss(log_u: jax.Array, log_v: jax.Array, positive: jax.Array) -> jax.Array:
-    """The loss by what the negatives weigh.
+    """The mean loss from the log-sums of the negatives.
 
     Args:
       log_u: `[n]`, for each row of the first view the logarithm of the sum of exp(logit) over its negatives.
@@ -66,31 +62,30 @@ def tiled_loss(
     mesh: Mesh | None,
     axis: str | None,
 ) -> jax.Array:
-    """The loss of unit rows.
+    """Computes a loss of unit rows tile by tile.
 
     Args:
       kind: `info_nce` or `nt_xent`.
       u: `[n, d]`, unit rows of the first views.
       v: `[n, d]`, unit rows of the second views.
-      temperature: divides the similarities.
-      block_size: the most rows and columns of a tile; None for as many as suit the device.
-      mesh: splits the rows; None for one device.
+      temperature: the divisor of the similarities.
+      block_size: the most rows and columns of a tile; None for a number that suits the device.
+      mesh: the devices that share the rows; None for one device.
       axis: the mesh axis to split over.
 
     Returns:
       The loss, a scalar.
 
     Raises:
-      ValueError: a block size below 1.
+      ValueError: the block size is below 1.
     """
     if block_size is None:
         block_size = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
     if block_size < 1:
-        raise SettingError(f"block_size must be at least 1, found {block_size}")
+        raise ValueError(f"block_size must be at least 1, found {block_size}")
     rows = u.shape[0] if mesh is None or axis is None else u.shape[0] // mesh.shape[axis]
-    block = -(-rows // -(-rows // block_size))  # as many blocks, of equal size: less is filled up
-    # Cosines lie in [-1, 1]: logits are within 2 / temperature of their bound. A traced temperature has no value to
-    # tell.
+    block = -(-rows // -(-rows // block_size))  # blocks of equal size need less padding
+    # Cosines lie in [-1, 1], so logits are within 2 / temperature of their bound; a traced temperature has no value.
     bounded = not isinstance(temperature, jax.Array) and 2 / temperature <= MAX_SPREAD
     tiling = Tiling(block, 1 / float(temperature) if bounded else None)
     return _placed_loss(kind, tiling, mesh, axis, u, v, jnp.asarray(1 / temperature, u.dtype))
@@ -131,13 +126,13 @@ def _backward(kind, tiling, mesh, axis, residuals, cotangent):
         )
         compute = functools.partial(gradients, tiling, scale)
         found = visit_all(kind, compute, own, join=jnp.add, nothing=0.0, axis=axis, size=_size(mesh, axis))
-        # A positive's weight less 1 is minus that of all the negatives.
+        # The weight of the positive minus 1 is minus the weight of all negatives.
         negatives = (jax.nn.sigmoid(log_u - positive) + jax.nn.sigmoid(log_v - positive))[:, None]
         return found.u - negatives * v, found.v - negatives * u
 
     du, dv = _spread(local, mesh, axis, 5)(u, v, log_u, log_v, positive, scale)
     factor = cotangent / (2 * u.shape[0])
-    # Each logit is met from both of its rows.
+    # Both sums count every logit, once for each of its rows.
     return factor * scale * du, factor * scale * dv, 0.5 * factor * (jnp.sum(u * du) + jnp.sum(v * dv))
 
 
@@ -145,7 +140,7 @@ _loss.defvjp(_forward, _backward)
 
 
 def _samples(rows: jax.Array, axis: str | None) -> jax.Array:
-    """The numbers of this device's samples among all."""
+    """The indices of this device's samples in the global batch."""
     count = rows.shape[0]
     first = 0 if axis is None else jax.lax.axis_index(axis).astype(jnp.int32) * count
     return first + jnp.arange(count, dtype=jnp.int32)

@@ -47,7 +47,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Strides, padding: Paddin
       `[n, h', w', d]` in the dtype of `x`.
 
     Raises:
-      ValueError: ranks, channels or dtypes of `x` and `kernel` that do not fit.
+      ValueError: the ranks, channels or dtypes of `x` and `kernel` do not fit.
     """
     fits = x.ndim == 4 and kernel.ndim == 4 and x.shape[3] == kernel.shape[2]
     if not fits or kernel.dtype not in (x.dtype, _accumulation_dtype(x.dtype)):
@@ -67,7 +67,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, *, strides: Strides, padding: Paddin
 def xla_conv2d(
     x: jax.Array, kernel: jax.Array, *, strides: Strides, padding: Padding, precision: Any = None
 ) -> jax.Array:
-    """The same convolution with the gradients that XLA derives (see `conv2d`)."""
+    """The same convolution with the gradients that XLA derives."""
     numbers = ("NHWC", "HWIO", "NHWC")
     kernel = kernel.astype(x.dtype)
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers, precision=precision)
@@ -79,9 +79,9 @@ def _accumulation_dtype(dtype: Any) -> Any:
 
 
 def _varying_like(a: jax.Array, b: jax.Array) -> jax.Array:
-    """`a`, marked inside `shard_map` as varying over the mesh axes over which `b` varies; a primitive wants one type.
+    """Inside `shard_map`, marks `a` as varying over the mesh axes of `b`: a primitive needs operands of one type.
 
-    Its transpose sums over these axes. Outside of `shard_map` nothing varies and nothing happens.
+    The transpose of the mark sums over these axes. Outside of `shard_map` nothing varies, and `a` is returned.
     """
     axes = tuple(sorted(_varying_axes(b) - _varying_axes(a)))
     if not axes:
@@ -96,8 +96,8 @@ def _varying_axes(a: jax.Array) -> frozenset[str]:
     return aval.vma if hasattr(aval, "vma") else aval.mat.varying  # `vma` until JAX 0.9
 
 
-# Each primitive takes `batch_dims` leading axes that both operands share, which `vmap` over both of them adds. These
-# are the functions that one member of such a batch computes, as they are run and as they are lowered.
+# The operands of a primitive share `batch_dims` leading axes, one for each `vmap` over both operands. The functions
+# below compute one member of such a batch.
 
 
 def _input_gradient(
@@ -314,7 +314,7 @@ def _batching_rule(primitive: Primitive, merged: tuple[tuple[int, int], tuple[in
 
     Args:
       primitive: of two arrays of four axes.
-      merged: for each operand the axis that takes the mapped axis in, and the same axis of the output.
+      merged: for each operand, the axis that absorbs the mapped axis, and that axis of the output.
     """
 
     def rule(operands, dims, *, batch_dims, **settings):

@@ -1,9 +1,11 @@
 """Projectors of Tables 1 and 2 and of section 6: modules from the representation r to the embedding z.
 
-All take the same settings, so that `projector.name` alone switches between them; each uses those that it needs. Fixed
-matrices live in the `constants` collection: drawn from the seed at initialisation, saved with the state, never trained.
+`make_projector` gives each those of the common settings that it accepts, so that the name alone switches between them.
+Fixed matrices live in the `constants` collection: drawn from the seed at initialisation, saved with the state, never
+trained.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -11,29 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.models.resnet import BN_MOMENTUM
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.models.settings import accepted
+from dcjax.runtime.errors import not_known
 
-# The fixed and the orthogonal matrices are small beside the encoder, and their singular values are the point of them.
+# The fixed and the orthogonal matrices cost little beside the encoder, and their singular values must be exact.
 EXACT = jax.lax.Precision.HIGHEST
 
 
-class Projector(nn.Module):
-    """Base of the projectors: `apply(variables, r, train=...)` maps `[n, d]` to the embedding `[n, e]`.
-
-    Attributes:
-      d0: dimensions that are kept, for the projectors in `WITH_D0`.
-      hidden: width of the hidden layer of `mlp`.
-      features: width of the embedding, for `linear` and `mlp`.
-      dtype: compute dtype of the trained layers; parameters and batch statistics are float32.
-    """
-
-    d0: int
-    hidden: int
-    features: int
-    dtype: Any = jnp.float32
-
-
-class Identity(Projector):
+class Identity(nn.Module):
     """No projector: z = r."""
 
     @nn.compact
@@ -41,19 +28,26 @@ class Identity(Projector):
         return r
 
 
-class Linear(Projector):
+class Linear(nn.Module):
     """One linear layer without a bias."""
+
+    features: int
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
         return nn.Dense(self.features, use_bias=False, dtype=self.dtype, kernel_init=_torch_linear, name="linear")(r)
 
 
-class MLP(Projector):
+class MLP(nn.Module):
     """SimCLR's head in the paper's recipe: linear, BN, ReLU, linear, BN, without biases.
 
     The widths are 2048 and 128 in the paper, on a representation of 2048. Both BNs have a scale and an offset.
     """
+
+    hidden: int
+    features: int
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -68,24 +62,30 @@ class MLP(Projector):
         return batch_norm(linear(x))
 
 
-class Direct(Projector):
+class Direct(nn.Module):
     """DirectCLR: z is the first d0 entries of r; no parameters (Jing et al., section 6)."""
+
+    d0: int
+
+    is_subvector = True
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
         return r[:, : self.d0]
 
 
-class RandomSubset(Projector):
+class RandomSubset(nn.Module):
     """d0 entries of r, drawn anew for every training step: the control of DirectCLR's fixed subvector.
 
-    The draw follows from the random stream `projector`, the same for both views of a step. In evaluation mode z is the
-    first d0 entries, which are as good as any. The authors' code has another form of this control: a permutation of
-    every step makes eight groups of 256 entries, whose losses are added.
+    The draw comes from the random stream `projector` and is the same for both views of a step. In evaluation mode z is
+    the first d0 entries, which are as good as any. The authors' code has another form of this control: at every step a
+    permutation makes eight groups of 256 entries, whose losses are added.
 
     References:
       Jing et al., section 6.2: with a random subvector the linear accuracy falls from 62.7 % to 43.0 %.
     """
+
+    d0: int
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -95,11 +95,11 @@ class RandomSubset(Projector):
         return jnp.take(r, chosen, axis=1, unique_indices=True)
 
 
-class Orthogonal(Projector):
+class Orthogonal(nn.Module):
     """A trainable orthogonal matrix: z = r expm(A - A^T), so that all singular values stay 1 (Table 2).
 
-    A starts from N(0, 1/d), a random rotation. With A = 0 the trust ratio of LARS, which scales the step by |A|, would
-    be switched off at the start.
+    A starts from N(0, 1/d), which gives a random rotation. From A = 0, LARS would take its first step without the trust
+    ratio, which is proportional to |A|.
     """
 
     @nn.compact
@@ -111,19 +111,21 @@ class Orthogonal(Projector):
         return jnp.matmul(r.astype(jnp.float32), rotation, precision=EXACT)
 
 
-class Diagonal(Projector):
-    """A trainable diagonal matrix, from the identity: z_k = s_k r_k."""
+class Diagonal(nn.Module):
+    """A trainable diagonal matrix that starts as the identity: z_k = s_k r_k."""
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
         return r * self.param("scale", nn.initializers.ones, (r.shape[-1],), jnp.float32).astype(r.dtype)
 
 
-class LowRank(Projector):
+class LowRank(nn.Module):
     """A fixed matrix U diag(1, .., 1, 0, .., 0) V^T of rank d0 between random orthogonal matrices.
 
-    Held as its two factors U[:, :d0] and V[:, :d0]^T, which is the same matrix at 2 d d0 numbers instead of d^2.
+    Its two factors U[:, :d0] and V[:, :d0]^T are stored: 2 d d0 numbers instead of d^2.
     """
+
+    d0: int
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -137,8 +139,12 @@ class LowRank(Projector):
         return jnp.matmul(jnp.matmul(r.astype(jnp.float32), left, precision=EXACT), right, precision=EXACT)
 
 
-class LowRankDiagonal(Projector):
+class LowRankDiagonal(nn.Module):
     """The fixed matrix diag(1, .., 1, 0, .., 0) of rank d0: the same loss and gradient as `direct`."""
+
+    d0: int
+
+    is_subvector = True
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -147,7 +153,10 @@ class LowRankDiagonal(Projector):
         return r * diagonal.value.astype(r.dtype)
 
 
-PROJECTORS: dict[str, type[Projector]] = {
+# Each entry is a class or function that makes a Linen module with `__call__(r, *, train)`, from `[n, d]` to the
+# embedding `[n, e]`, and has those of the settings of `make_projector` that it needs. A module whose z is the first d0
+# entries of r has the attribute `is_subvector = True`: r[:d0] and r[d0:] are then worth a probe each.
+PROJECTORS: dict[str, Callable[..., Any]] = {
     "none": Identity,
     "linear": Linear,
     "mlp": MLP,
@@ -159,38 +168,35 @@ PROJECTORS: dict[str, type[Projector]] = {
     "low_rank_diagonal": LowRankDiagonal,
 }
 
-# Those that keep d0 dimensions.
-WITH_D0 = ("direct", "random_subset", "low_rank", "low_rank_diagonal")
-# Those whose embedding is the first d0 entries of r: for them r[:d0] and r[d0:] are worth a probe each.
-SUBVECTOR_PROJECTORS = ("direct", "low_rank_diagonal")
-
 
 def make_projector(
     name: str, *, width: int, d0: int, hidden: int, features: int, dtype: Any = jnp.float32
-) -> Projector:
+) -> nn.Module:
     """Builds a projector by its name.
 
     Args:
       name: a key of `PROJECTORS`.
       width: entries of the representation r that it will be applied to.
-      d0: dimensions kept by the projectors in `WITH_D0`; 1 to `width`.
-      hidden: hidden width of `mlp`.
-      features: embedding width of `linear` and `mlp`.
-      dtype: compute dtype of the trained layers.
+      d0: dimensions kept, 1 to `width`; for the projectors that accept it, as with the other settings.
+      hidden: width of the hidden layer.
+      features: width of the embedding.
+      dtype: compute dtype of the trained layers; parameters and batch statistics are float32.
 
     Returns:
       The module.
 
     Raises:
-      ValueError: an unknown name, a d0 outside 1..width, or a layer width below 1.
+      ValueError: the name is unknown, d0 is not in 1..width, or the width of a layer is below 1.
     """
     if name not in PROJECTORS:
-        raise unknown_name("projector.name", name, PROJECTORS)
-    if name in WITH_D0 and not 1 <= d0 <= width:
-        raise SettingError(f"projector.d0 must be from 1 to the width of the representation ({width}), found {d0}")
-    if name in ("linear", "mlp") and min(hidden, features) < 1:
-        raise SettingError(f"projector.hidden and projector.features must be at least 1, found {hidden} and {features}")
-    return PROJECTORS[name](d0=d0, hidden=hidden, features=features, dtype=dtype)
+        raise ValueError(not_known("name", name, PROJECTORS))
+    used = accepted(PROJECTORS[name], {"d0": d0, "hidden": hidden, "features": features, "dtype": dtype})
+    if "d0" in used and not 1 <= d0 <= width:
+        raise ValueError(f"d0 must be from 1 to the width of the representation ({width}), found {d0}")
+    for setting in ("hidden", "features"):
+        if used.get(setting, 1) < 1:
+            raise ValueError(f"{setting} must be at least 1, found {used[setting]}")
+    return PROJECTORS[name](**used)
 
 
 # PyTorch's default for a linear layer, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), which the recipe was tuned with.

@@ -9,6 +9,8 @@ global batch (SyncBatchNorm) and no axis name is needed.
 """
 
 import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -16,12 +18,10 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.models.conv import Conv
-from dcjax.runtime.errors import SettingError
+from dcjax.models.settings import accepted
+from dcjax.runtime.errors import not_known
 
 STEMS = ("imagenet", "small")
-
-# Side of the image that leaves the last stage one pixel: each stem and stage halves it so often.
-SMALLEST_IMAGE = {"imagenet": 32, "small": 8}
 BASE_CHANNELS = 64
 BN_MOMENTUM = 0.9  # weight of the old value in a running average; PyTorch calls the other weight momentum, 0.1
 
@@ -45,7 +45,7 @@ def _batch_norm(train: bool, dtype: Any, name: str, zero_scale: bool = False) ->
 
 
 def _shortcut(x: jax.Array, channels: int, strides: int, train: bool, dtype: Any) -> jax.Array:
-    """The skip connection: `x` itself, or its 1x1 projection where the shape changes (adopted by the calling block)."""
+    """The skip connection: `x`, or where the shape changes its 1x1 projection, whose layers join the calling block."""
     if strides == 1 and x.shape[-1] == channels:
         return x
     x = Conv(channels, 1, strides=strides, dtype=dtype, name="downsample_conv")(x)
@@ -111,13 +111,13 @@ class ResNet(nn.Module):
     Attributes:
       stage_sizes: number of residual blocks of each stage.
       block: `BasicBlock` or `Bottleneck`.
-      width: factor on all channel counts; 64 * width must be a positive integer.
+      width: the factor of all channel counts; 64 * width must be a positive integer.
       stem: "imagenet" (7x7 convolution of stride 2, then a max pool of stride 2) or "small" (3x3, stride 1, no pool).
       dtype: compute dtype; parameters and statistics stay float32.
       remat: recompute the inside of each residual block in the backward pass instead of storing it.
 
     Raises:
-      SettingError: unknown stem, or a width that gives no whole number of channels.
+      ValueError: the stem is unknown, or the width gives no whole number of channels.
     """
 
     stage_sizes: tuple[int, ...]
@@ -129,12 +129,12 @@ class ResNet(nn.Module):
 
     def __post_init__(self):
         if self.stem not in STEMS:
-            raise SettingError(f"model.stem: {self.stem!r} is unknown; known stems: {', '.join(STEMS)}")
+            raise ValueError(not_known("stem", self.stem, STEMS))
         channels = BASE_CHANNELS * self.width
         if channels < 1 or channels != int(channels):
-            raise SettingError(
-                f"model.width: {self.width!r} gives {channels} base channels; {BASE_CHANNELS} * width must be a whole "
-                "number of at least 1"
+            raise ValueError(
+                f"width must make {BASE_CHANNELS} * width a whole number of at least 1, found {self.width!r}, "
+                f"which gives {channels}"
             )
         super().__post_init__()
 
@@ -143,14 +143,19 @@ class ResNet(nn.Module):
         """Size `d` of the representation."""
         return int(BASE_CHANNELS * self.width) * 2 ** (len(self.stage_sizes) - 1) * self.block.expansion
 
+    @property
+    def smallest_image(self) -> int:
+        """Side of the image that leaves the last of four stages one pixel."""
+        return 32 if self.stem == "imagenet" else 8
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         """Encode a batch.
 
         Args:
           images: normalised images `[n, h, w, 3]`.
-          train: normalise with the statistics of this batch and update the running ones (collection `batch_stats`,
-            to be named in `mutable`); otherwise use the running statistics.
+          train: whether to normalise with the statistics of this batch and update the running ones (the collection
+            `batch_stats`, to be named in `mutable`), or with the running ones.
 
         Returns:
           Representations `[n, d]`, float32 (float64 where `dtype` is): the global average pool after the last ReLU.
@@ -180,24 +185,40 @@ ResNet50 = functools.partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
 # DirectCLR: only a block whose shortcut is the identity copies its input into r.
 ResNet17 = functools.partial(ResNet, stage_sizes=(1, 1, 1, 2), block=Bottleneck)
 
-ENCODERS = {"resnet17": ResNet17, "resnet18": ResNet18, "resnet50": ResNet50}
+# Each entry is a class or function that makes a Linen module, and has those of the settings of `make_encoder` that it
+# needs. The module has `__call__(images, train)`, from `[n, h, w, 3]` to `[n, d]`, the property `features`, which is d,
+# and optionally `smallest_image`. Its BatchNorm uses `BN_MOMENTUM`: the probe of an untrained encoder relies on it.
+ENCODERS: dict[str, Callable[..., Any]] = {"resnet17": ResNet17, "resnet18": ResNet18, "resnet50": ResNet50}
 
 
 def make_encoder(
     name: str, *, width: float = 1.0, stem: str = "imagenet", dtype: Any = jnp.float32, remat: bool = False
-) -> ResNet:
-    """An encoder by name.
+) -> nn.Module:
+    """Builds an encoder by its name.
 
     Args:
       name: a key of `ENCODERS`.
-      width, stem, dtype, remat: see `ResNet`.
+      width, stem, dtype, remat: see `ResNet`; an encoder gets those that it accepts.
 
     Returns:
       The module; `features` is the size of its representation.
 
     Raises:
-      SettingError: unknown name or stem, or a width that gives no whole number of channels.
+      ValueError: the name or stem is unknown, the width gives no whole number of channels, or a setting differs from
+        its default though the encoder does not accept it.
     """
     if name not in ENCODERS:
-        raise SettingError(f"model.name: {name!r} is unknown; known encoders: {', '.join(ENCODERS)}")
-    return ENCODERS[name](width=width, stem=stem, dtype=dtype, remat=remat)
+        raise ValueError(not_known("name", name, ENCODERS))
+    settings = {"width": width, "stem": stem, "dtype": dtype, "remat": remat}
+    used = accepted(ENCODERS[name], settings)
+    for setting, found in settings.items():
+        default = inspect.signature(make_encoder).parameters[setting].default
+        if setting not in used and found != default:
+            found, default = (getattr(value, "__name__", value) for value in (found, default))  # of a dtype
+            raise ValueError(f"{setting} has no meaning for the encoder '{name}', found {found}; leave it at {default}")
+    return ENCODERS[name](**used)
+
+
+def smallest_image(encoder: nn.Module) -> int:
+    """Side of the smallest image that the encoder takes, in pixels; 1 where it has no property of this name."""
+    return getattr(encoder, "smallest_image", 1)

@@ -1,4 +1,4 @@
-"""Encoder weights to and from state dicts with torchvision's names; NumPy only, PyTorch is not needed."""
+"""Converts encoder weights to and from state dicts with torchvision's names; needs NumPy, not PyTorch."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,9 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dcjax.runtime.errors import SettingError
-
-# The last name of a variable: here -> there.
+# The last part of a variable's name, here and in PyTorch.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _SHOWN = 4  # entries that an error names
 
@@ -24,13 +22,13 @@ def to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
       torchvision's model with `fc` removed.
 
     Raises:
-      SettingError: a variable that a `ResNet` does not have.
+      ValueError: a variable has a name that a `ResNet` does not have.
     """
     return {name: np.array(_transposed(leaf, to_torch=True)) for name, leaf in _named(variables)}
 
 
 def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The encoder's variables, filled from a state dict.
+    """Fills the encoder's variables from a state dict.
 
     Args:
       state_dict: arrays (or tensors on the CPU) by torchvision's names; `fc.*` and `num_batches_tracked` are ignored.
@@ -40,7 +38,7 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
       A tree like `variables`, of NumPy arrays with its shapes and dtypes.
 
     Raises:
-      SettingError: entries that are missing, that have another shape, or that the encoder has no place for.
+      ValueError: an entry is missing, has another shape, or has no place in the encoder.
     """
     names = [name for name, _ in _named(variables)]
     leaves, structure = jax.tree.flatten({key: variables[key] for key in sorted(variables)})
@@ -48,7 +46,7 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
     unused = [n for n in state_dict if n not in names and not n.startswith("fc.") and "num_batches_tracked" not in n]
     if missing or unused:
         kind, found = ("lacks", missing) if missing else ("has no place in the encoder for", unused)
-        raise SettingError(f"state_dict: {kind} {_listed(found)}; expected the names of torchvision's encoder")
+        raise ValueError(f"state_dict: {kind} {_listed(found)}; expected the names of torchvision's encoder")
     filled, misshapen = [], []
     for name, leaf in zip(names, leaves, strict=True):
         value = _transposed(np.asarray(state_dict[name]), to_torch=False)
@@ -56,17 +54,17 @@ def from_torch(state_dict: Mapping[str, Any], variables: Mapping[str, Any]) -> d
             misshapen.append(f"{name} {list(value.shape)} (expected {list(leaf.shape)})")
         filled.append(np.array(value, dtype=leaf.dtype))
     if misshapen:
-        raise SettingError(f"state_dict: wrong shapes (convolutions as [h, w, in, out]): {_listed(misshapen)}")
+        raise ValueError(f"state_dict: wrong shapes (convolutions as [h, w, in, out]): {_listed(misshapen)}")
     return jax.tree.unflatten(structure, filled)
 
 
 def _named(variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Torchvision's name and the leaf, in the order of the flattened tree."""
+    """Yields torchvision's name and the leaf, in the order of the flattened tree."""
     leaves, _ = jax.tree.flatten_with_path({key: variables[key] for key in sorted(variables)})
     for path, leaf in leaves:
         keys = [getattr(entry, "key", str(entry)) for entry in path]
         if keys[0] not in ("params", "batch_stats") or keys[-1] not in _LEAVES or len(keys) < 3:
-            raise SettingError(f"variables: {'/'.join(map(str, keys))} is no variable of an encoder of this package")
+            raise ValueError(f"variables: {'/'.join(map(str, keys))} is no variable of an encoder of this package")
         yield ".".join([_module_name(key) for key in keys[1:-1]] + [_LEAVES[keys[-1]]]), leaf
 
 
@@ -76,7 +74,7 @@ def _module_name(name: str) -> str:
 
 
 def _transposed(array: Any, *, to_torch: bool) -> np.ndarray:
-    """Convolution kernels between `[h, w, in, out]` and `[out, in, h, w]`; anything else as it is."""
+    """Transposes convolution kernels between `[h, w, in, out]` and `[out, in, h, w]`; leaves other arrays alone."""
     array = np.asarray(array)
     if array.ndim != 4:
         return array

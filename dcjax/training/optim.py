@@ -5,8 +5,6 @@ from typing import Any
 import jax
 import optax
 
-from dcjax.runtime.errors import SettingError
-
 
 def warmup_cosine(*, learning_rate: float, warmup_steps: int, total_steps: int, final_scale: float) -> optax.Schedule:
     """Linear warm-up from 0, then a cosine to `final_scale * learning_rate`, evaluated at every step.
@@ -21,14 +19,13 @@ def warmup_cosine(*, learning_rate: float, warmup_steps: int, total_steps: int, 
       A function from the step (0-based) to the learning rate.
 
     Raises:
-      ValueError: a warm-up that is negative or not shorter than the run, or a learning rate that is not positive.
+      ValueError: the warm-up is negative or not shorter than the run, or the learning rate is not positive.
     """
     if not learning_rate > 0:
-        raise SettingError(f"optimizer.learning_rate must be positive, found {learning_rate}")
+        raise ValueError(f"learning_rate must be positive, found {learning_rate}")
     if not 0 <= warmup_steps < total_steps:
-        raise SettingError(
-            f"optimizer.warmup_steps (or warmup_epochs) must be at least 0 and shorter than the run, "
-            f"found {warmup_steps} of {total_steps} steps"
+        raise ValueError(
+            f"warmup_steps must be at least 0 and shorter than the run, found {warmup_steps} of {total_steps} steps"
         )
     # optax ends the decay where `count` equals `decay_steps`; the last step of the run is count total_steps - 1.
     return optax.schedules.warmup_cosine_decay_schedule(
@@ -51,8 +48,8 @@ def lars(
     """LARS: g' = g + wd p; mu = m mu + (eta |p| / |g'|) g'; p = p - lr mu.
 
     The trust ratio is 1 where |p| or |g'| is 0; 1-D parameters take neither decay nor trust ratio. The learning rate
-    multiplies the momentum buffer when it is used, not what goes into it: `optax.lars` scales before the momentum,
-    which is another update as soon as the learning rate changes.
+    multiplies the momentum buffer, while in `optax.lars` it multiplies the gradients that enter the buffer. The two
+    orders differ once the learning rate changes.
 
     Args:
       learning_rate: a number or a schedule of the step.
@@ -64,18 +61,18 @@ def lars(
       The gradient transformation.
 
     Raises:
-      ValueError: a setting out of its range.
+      ValueError: a setting is out of its range.
 
     References:
       You, Gitman & Ginsburg, "Large Batch Training of Convolutional Networks", 2017; Jing et al., ICLR 2022, appendix
       (recipe).
     """
     if not 0 <= momentum < 1:
-        raise SettingError(f"optimizer.momentum must be in [0, 1), found {momentum}")
+        raise ValueError(f"momentum must be in [0, 1), found {momentum}")
     if not weight_decay >= 0:
-        raise SettingError(f"optimizer.weight_decay must be at least 0, found {weight_decay}")
+        raise ValueError(f"weight_decay must be at least 0, found {weight_decay}")
     if not trust_coefficient > 0:
-        raise SettingError(f"optimizer.trust_coefficient must be positive, found {trust_coefficient}")
+        raise ValueError(f"trust_coefficient must be positive, found {trust_coefficient}")
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=matrices_only),
         optax.masked(optax.scale_by_trust_ratio(trust_coefficient=trust_coefficient), matrices_only),

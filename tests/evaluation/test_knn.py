@@ -106,5 +106,5 @@ def test_what_is_not_finite_is_wrong():
 def test_the_number_of_neighbours_has_bounds():
     x, labels = blobs(40)
     for k in (0, 41):
-        with pytest.raises(ValueError, match=rf"probe\.neighbors must be from 1 to the 40 training images, found {k}"):
+        with pytest.raises(ValueError, match=rf"^neighbors must be from 1 to the 40 training images, found {k}"):
             accuracy(x, labels, x, labels, classes=4, neighbors=k)

@@ -163,11 +163,13 @@ def test_top_k_counts_ranks():
 
 def test_draws_are_fixed_balanced_and_different():
     labels = np.repeat(np.arange(3), [20, 30, 40])
-    draws = [draw_labelled(labels, per_class=10, draw=draw) for draw in range(5)]
+    draws = [draw_labelled(labels, labels_per_class=10, draw=draw) for draw in range(5)]
     for chosen in draws:
         np.testing.assert_array_equal(np.bincount(labels[chosen]), [10, 10, 10])
         assert len(set(chosen)) == 30
     assert len({tuple(sorted(chosen)) for chosen in draws}) == 5
-    np.testing.assert_array_equal(draws[2], draw_labelled(labels, per_class=10, draw=2))
-    with pytest.raises(ValueError, match="at most 20, the training images of class 0, found 21"):
-        draw_labelled(labels, per_class=21, draw=0)
+    np.testing.assert_array_equal(draws[2], draw_labelled(labels, labels_per_class=10, draw=2))
+    with pytest.raises(
+        ValueError, match=r"^labels_per_class must be at most 20, the training images of class 0, found 21"
+    ):
+        draw_labelled(labels, labels_per_class=21, draw=0)

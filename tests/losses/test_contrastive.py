@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dcjax.losses import LOSSES, info_nce, nt_xent, unit_rows
+from dcjax.losses import LOSSES, info_nce, nt_xent, takes_blocks, unit_rows
 from dcjax.runtime.mesh import batch_sharding, make_mesh
 
 
@@ -173,7 +173,7 @@ def test_a_nan_row_gives_a_nan_loss():
 def test_bad_input(unchecked_shapes, name):
     z, z_prime = views(4, 3, dtype=np.float32)
     for temperature in (0, -0.1, math.nan, math.inf):
-        with pytest.raises(ValueError, match=f"temperature.*{temperature}"):
+        with pytest.raises(ValueError, match=f"^temperature.*{temperature}"):
             LOSSES[name](z, z_prime, temperature=temperature)
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(3, 3\)"):
         LOSSES[name](z, z_prime[:3], temperature=0.1)
@@ -181,3 +181,17 @@ def test_bad_input(unchecked_shapes, name):
         LOSSES[name](z[0], z_prime[0], temperature=0.1)
     with pytest.raises(ValueError, match="n >= 1"):
         LOSSES[name](z[:0], z_prime[:0], temperature=0.1)
+
+
+def test_a_loss_is_one_function_and_one_row(monkeypatch):
+    def alignment(z, z_prime, *, temperature):
+        return -jnp.mean(jnp.sum(unit_rows(z) * unit_rows(z_prime), axis=1)) / temperature
+
+    monkeypatch.setitem(LOSSES, "alignment", alignment)
+    z, _ = views(4, 3, dtype=np.float32)
+    assert LOSSES["alignment"](z, z, temperature=0.5) == pytest.approx(-2)
+    assert {name: takes_blocks(loss) for name, loss in LOSSES.items()} == {
+        "info_nce": True,
+        "nt_xent": True,
+        "alignment": False,
+    }

@@ -1,14 +1,15 @@
 """The projectors of Tables 1 and 2, and the mechanism of DirectCLR."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from dcjax.losses import info_nce
-from dcjax.models import PROJECTORS, SUBVECTOR_PROJECTORS, make_projector
+from dcjax.models import PROJECTORS, make_projector
 from dcjax.models.resnet import BasicBlock
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import SettingError, section
 from dcjax.training.optim import lars
 
 D, D0 = 12, 5
@@ -56,7 +57,8 @@ def test_the_table_is_complete():
     assert set(PROJECTORS) == {
         "none", "linear", "mlp", "direct", "random_subset", "orthogonal", "diagonal", "low_rank", "low_rank_diagonal",
     }  # fmt: skip
-    assert set(SUBVECTOR_PROJECTORS) == {"direct", "low_rank_diagonal"}
+    subvectors = {name for name in PROJECTORS if getattr(start(name)[0], "is_subvector", False)}
+    assert subvectors == {"direct", "low_rank_diagonal"}
 
 
 def test_none_and_direct_copy_their_input():
@@ -207,16 +209,49 @@ def test_bfloat16_compute_keeps_float32_parameters(name):
 @pytest.mark.parametrize("d0", [0, -1, D + 1])
 @pytest.mark.parametrize("name", ["direct", "random_subset", "low_rank", "low_rank_diagonal"])
 def test_bad_d0(name, d0):
-    with pytest.raises(SettingError, match=rf"projector.d0 must be from 1 to .* \({D}\), found {d0}"):
+    with pytest.raises(ValueError, match=rf"^d0 must be from 1 to .* \({D}\), found {d0}"):
         make_projector(name, **SETTINGS | {"d0": d0})
 
 
 def test_unknown_name_suggests_the_nearest():
-    with pytest.raises(SettingError, match=r"projector.name 'lowrank' is not known \(did you mean 'low_rank'\?\)"):
+    with pytest.raises(ValueError, match=r"^name 'lowrank' is not known \(did you mean 'low_rank'\?\)"):
+        make_projector("lowrank", **SETTINGS)
+
+
+def test_a_command_names_the_section_of_a_bad_setting():
+    with pytest.raises(SettingError, match=r"^projector\.name 'lowrank' is not known"), section("projector"):
         make_projector("lowrank", **SETTINGS)
 
 
 @pytest.mark.parametrize("setting", ["hidden", "features"])
 def test_bad_widths(setting):
-    with pytest.raises(SettingError, match=f"projector.{setting}"):
+    with pytest.raises(ValueError, match=f"^{setting} must be at least 1, found 0"):
         make_projector("mlp", **SETTINGS | {setting: 0})
+
+
+class Halved(nn.Module):
+    """A projector of somebody else, without any of the settings."""
+
+    @nn.compact
+    def __call__(self, r, *, train):
+        return r / 2
+
+
+class Reversed(nn.Module):
+    """One that keeps d0 dimensions."""
+
+    d0: int
+
+    @nn.compact
+    def __call__(self, r, *, train):
+        return r[:, : self.d0][:, ::-1]
+
+
+def test_a_projector_is_one_class_and_one_row(monkeypatch):
+    monkeypatch.setitem(PROJECTORS, "halved", Halved)
+    monkeypatch.setitem(PROJECTORS, "reversed", Reversed)
+    for name, expected in (("halved", lambda r: r / 2), ("reversed", lambda r: r[:, D0 - 1 :: -1])):
+        projector, variables, r = start(name)
+        np.testing.assert_array_equal(projector.apply(variables, r, train=True), expected(r))
+    with pytest.raises(ValueError, match=r"^d0 must be from 1"):
+        make_projector("reversed", **SETTINGS | {"d0": D + 1})

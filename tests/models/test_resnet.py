@@ -3,14 +3,14 @@
 import functools
 from unittest import mock
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcjax.models import conv
+from dcjax.models import Network, conv, make_projector, smallest_image
 from dcjax.models.resnet import ENCODERS, BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50, make_encoder
-from dcjax.runtime.errors import SettingError
 
 WIDTH = 1 / 16
 
@@ -184,11 +184,49 @@ def test_evaluation_uses_the_running_statistics():
 def test_settings_that_cannot_be_used():
     assert {"resnet17", "resnet18", "resnet50"} <= set(ENCODERS)
     with pytest.raises(
-        SettingError, match=r"model\.name: 'resnet19' is unknown; known encoders: resnet17, resnet18, resnet50"
+        ValueError, match=r"^name 'resnet19' is not known \(did you mean .*; known: .*resnet17, resnet18, resnet50"
     ):
         make_encoder("resnet19")
-    with pytest.raises(SettingError, match=r"model\.stem: 'large' is unknown; known stems: imagenet, small"):
+    with pytest.raises(ValueError, match=r"^stem 'large' is not known; known: imagenet, small"):
         make_encoder("resnet18", stem="large")
     for width in (0, -1, 0.3, 1 / 128):
-        with pytest.raises(SettingError, match=r"model\.width"):
+        with pytest.raises(ValueError, match=rf"^width must .* found {width},"):
             ResNet18(width=width)
+
+
+class Pooled(nn.Module):
+    """An encoder of somebody else: no width, no stem, no batch statistics."""
+
+    channels: int = 6
+
+    @property
+    def features(self):
+        return self.channels
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.relu(nn.Dense(self.channels)(images.mean(axis=(1, 2))))
+
+
+def test_an_encoder_is_one_class_and_one_row(monkeypatch):
+    monkeypatch.setitem(ENCODERS, "mine", Pooled)
+    encoder = make_encoder("mine")
+    assert smallest_image(encoder) == 1
+    assert [smallest_image(make_encoder("resnet18", stem=stem)) for stem in ("imagenet", "small")] == [32, 8]
+    projector = make_projector("mlp", width=encoder.features, d0=1, hidden=8, features=4)
+    network = Network(encoder, projector, classes=3)
+    images = jax.random.normal(jax.random.key(0), (8, 5, 5, 3))
+    variables = network.init(jax.random.key(1), images, train=False)
+    out, updates = network.apply(variables, images, train=True, mutable=["batch_stats"])
+    assert (out.r.shape, out.z.shape, out.logits.shape) == ((8, 6), (8, 4), (8, 3))
+    assert jax.tree.structure(updates["batch_stats"]) == jax.tree.structure(variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "found"),
+    [("width", 0.5, "0.5"), ("stem", "small", "small"), ("dtype", jnp.bfloat16, "bfloat16"), ("remat", True, "True")],
+)
+def test_a_setting_that_an_encoder_does_not_accept_is_named(monkeypatch, setting, value, found):
+    monkeypatch.setitem(ENCODERS, "mine", functools.partial(Pooled, channels=4))
+    with pytest.raises(ValueError, match=f"^{setting} has no meaning for the encoder 'mine', found {found}; leave it"):
+        make_encoder("mine", **{setting: value})

@@ -9,7 +9,6 @@ import pytest
 
 from dcjax.models.resnet import make_encoder
 from dcjax.models.torch_weights import from_torch, to_torch
-from dcjax.runtime.errors import SettingError
 
 WIDTH = 1 / 16
 
@@ -45,16 +44,16 @@ def test_round_trip(name):
 def test_mistakes_are_named():
     _, variables = _encoder("resnet18", "small")
     state = to_torch(variables)
-    with pytest.raises(SettingError, match=r"lacks layer2\.0\.downsample\.0\.weight;"):
+    with pytest.raises(ValueError, match=r"lacks layer2\.0\.downsample\.0\.weight;"):
         from_torch({k: v for k, v in state.items() if k != "layer2.0.downsample.0.weight"}, variables)
-    with pytest.raises(SettingError, match=r"no place in the encoder for layer1\.0\.conv3\.weight;"):
+    with pytest.raises(ValueError, match=r"no place in the encoder for layer1\.0\.conv3\.weight;"):
         from_torch(state | {"layer1.0.conv3.weight": np.zeros((1, 1, 1, 1))}, variables)
-    with pytest.raises(SettingError, match=r"bn1\.weight \[5\] \(expected \[4\]\)"):
+    with pytest.raises(ValueError, match=r"bn1\.weight \[5\] \(expected \[4\]\)"):
         from_torch(state | {"bn1.weight": np.zeros(5)}, variables)
     biases = {key: value for key, value in state.items() if key.endswith("bias")}
-    with pytest.raises(SettingError, match=r"lacks .* and \d+ more;"):
+    with pytest.raises(ValueError, match=r"lacks .* and \d+ more;"):
         from_torch(biases, variables)
-    with pytest.raises(SettingError, match="is no variable of an encoder"):
+    with pytest.raises(ValueError, match="is no variable of an encoder"):
         to_torch({"params": {"head": {"table": np.zeros(3)}}})
 
 

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 
 from dcjax.collapse import exact_rows, spectrum, squared_singular_values, triangular_factor
-from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import from_process, from_processes
 
 
@@ -12,9 +11,9 @@ def spectrum_of_processes(rows: np.ndarray, *, normalize: bool) -> np.ndarray:
     """`dcjax.collapse.spectrum` of the rows of all processes together; every process calls this.
 
     Each process reduces its own centred rows to the factor R of their QR decomposition, whose singular values are the
-    rows' own, and the factors are merged one by one. That is as exact as the decomposition of all rows at once, where a
-    sum of covariance matrices would lose all values below 1e-16 of the largest. A process holds up to five copies of
-    its own rows in float64 and a few matrices `[d, d]`; no process holds all rows.
+    rows' own, and the factors are merged one by one. That is as exact as the decomposition of all rows at once; a sum
+    of covariance matrices would lose all values below 1e-16 of the largest. A process holds up to five copies of its
+    own rows in float64 and a few matrices `[d, d]`; no process holds all rows.
 
     Args:
       rows: `[m, d]`, this process's rows; m may differ between processes, and be 0.
@@ -24,15 +23,15 @@ def spectrum_of_processes(rows: np.ndarray, *, normalize: bool) -> np.ndarray:
       `[d]` in float64, descending, the same on every process.
 
     Raises:
-      ValueError: as `spectrum`.
+      ValueError: there are fewer than two rows in all, or entries that are not finite.
     """
-    rows = np.asarray(rows, np.float64)  # raw pixels are of 8 bits
+    rows = np.asarray(rows, np.float64)  # raw pixels are uint8
     if jax.process_count() == 1:
         return spectrum(rows, normalize=normalize)
     z = exact_rows(rows, normalize=normalize)
     count, *total = from_processes(np.concatenate([[len(z)], z.sum(axis=0)])).sum(axis=0)
     if count < 2:
-        raise SettingError(f"a spectrum needs an array [n, d] with n >= 2, found n = {count:.0f}")
+        raise ValueError(f"rows must be at least 2 over all processes, found {count:.0f}")
     own = triangular_factor(z - np.array(total) / count)
     padded = np.zeros((z.shape[1], z.shape[1]))  # one shape on every process
     padded[: len(own)] = own

@@ -14,13 +14,13 @@ from dcjax.runtime.mesh import BATCH_AXIS, to_devices
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Features whose rows are split over a mesh. Every device has as many; padding fills up the last ones.
+    """Features whose rows are split over a mesh, equally many to a device; padding fills the last ones.
 
     Attributes:
       r: `[rows, d]` float32.
       labels: `[rows]` int32; -1 for padding.
       index: `[rows]` int32, the image that a row belongs to, ascending on each device; `NO_IMAGE` for padding.
-      images: how many of the rows belong to an image.
+      images: the number of rows that belong to an image.
     """
 
     r: jax.Array
@@ -35,7 +35,7 @@ def place_rows(features: Features, mesh: Mesh, *, columns: slice = slice(None)) 
     Args:
       features: from `extract` with the same mesh.
       mesh: the devices.
-      columns: the part of r that is wanted.
+      columns: the columns of r to place.
     """
     labels = np.full(len(features.index), -1, np.int32)
     labels[: features.own] = features.labels[features.index[: features.own]]
@@ -45,12 +45,12 @@ def place_rows(features: Features, mesh: Mesh, *, columns: slice = slice(None)) 
 
 @functools.partial(jax.jit, static_argnames=("mesh",))
 def take_rows(values: jax.Array, index: jax.Array, images: jax.Array, *, mesh: Mesh) -> jax.Array:
-    """Rows of some images, on every device.
+    """Looks up the rows of some images; every device gets all of them.
 
     Args:
       values: `[rows, d]` over the mesh.
       index: `[rows]` over the mesh, as in `Rows`.
-      images: `[...]` the images that are wanted, in any order.
+      images: `[...]`, indices of images, in any order.
       mesh: the devices.
 
     Returns:
@@ -58,10 +58,10 @@ def take_rows(values: jax.Array, index: jax.Array, images: jax.Array, *, mesh: M
     """
 
     def take(values: jax.Array, index: jax.Array, images: jax.Array) -> jax.Array:
-        # By sorting: with jax 0.7 the default search does not pass the check of what varies over the mesh.
+        # With jax 0.7 the default method fails the check of `shard_map` for values that vary over the mesh.
         place = jnp.minimum(jnp.searchsorted(index, images, method="sort"), len(index) - 1)
         here = index[place] == images
-        # One device has each row, and the others add zeros to it.
+        # A single device has the row, and the others add zeros to it.
         return jax.lax.psum(jnp.where(here[..., None], values[place], 0), BATCH_AXIS)
 
     split, whole = PartitionSpec(BATCH_AXIS), PartitionSpec()

@@ -1,9 +1,9 @@
-"""Sums over tiles of a matrix of logits that is never held as a whole.
+"""Sums over a matrix of logits that is computed tile by tile and never held as a whole.
 
-The logits between two sides are `scale * a @ b.T`, except between rows of one sample, which are left out: what remains
-are the negatives. `log_sums` reduces them over rows and columns at once, `gradients` multiplies their weights with both
-sides at once: a tile is computed once for both directions. Where a side meets itself the matrix is symmetric, and only
-its upper triangle is visited.
+The logits between two sides are `scale * a @ b.T`. Those between rows of the same sample are left out, so that only
+negatives remain. `log_sums` reduces the logits over rows and columns, `gradients` multiplies their weights with both
+sides: each computes a tile once for both directions. The matrix of a side against itself is symmetric, and only its
+upper triangle is visited.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ import numpy as np
 
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
-# exp(-80), the smallest weight beside a largest of 1, is still a normal number in float32.
+# Logits within 80 of their bound can share one shift: exp(-80) is still a normal number in float32.
 MAX_SPREAD = 80.0
 
-# The logarithm of nothing: its exponential is 0, and unlike -inf it has derivatives.
+# Stands for log(0): its exponential is 0, and unlike -inf it does not make derivatives NaN.
 EMPTY = -1e30
 
 
 class Side(NamedTuple):
-    """Rows, the samples that they belong to, and what their logits are normalised by where gradients are wanted."""
+    """Rows, the sample of each, and for `gradients` the logarithm that normalises its weights."""
 
     rows: jax.Array  # [m, d]
     samples: jax.Array  # [m], int32, not negative
@@ -37,7 +37,7 @@ def stack(a: Side, b: Side) -> Side:
 
 
 class _Blocks(NamedTuple):
-    """A side, cut into blocks; the last is filled up with rows that weigh nothing."""
+    """A side, cut into blocks; the last is padded with rows of weight 0."""
 
     rows: jax.Array  # [blocks, block, d]
     samples: jax.Array  # [blocks, block]
@@ -46,12 +46,12 @@ class _Blocks(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """How the logits are visited.
+    """The size of the tiles, and how their exponentials stay in range.
 
     Attributes:
       block: rows and columns of a tile.
-      shift: a bound that no logit exceeds and that all are so near to that their exponentials need no running maximum;
-        None where there is none.
+      shift: an upper bound of all logits, subtracted from them. It needs all logits within `MAX_SPREAD` of it; None
+        where they are not: then each sum has its own maximum.
     """
 
     block: int
@@ -62,7 +62,7 @@ def log_sums(tiling: Tiling, scale: jax.Array, a: Side, b: Side | None = None) -
     """The logarithm of the sum of exp(logit) over the negatives of every row of a, and of every row of b.
 
     Args:
-      tiling: how to visit the logits.
+      tiling: the tiles.
       scale: the inverse temperature.
       a: `[m, d]`.
       b: `[k, d]`; None for a against itself.
@@ -97,7 +97,7 @@ def gradients(tiling: Tiling, scale: jax.Array, a: Side, b: Side | None = None) 
     """The weights of the negatives times the rows of the other side.
 
     Args:
-      tiling: how to visit the logits.
+      tiling: the tiles.
       scale: the inverse temperature.
       a: `[m, d]`, with `log`.
       b: `[k, d]`, with `log`; None for a against itself.
@@ -146,14 +146,14 @@ def _indices(rows: _Blocks, columns: _Blocks, symmetric: bool) -> tuple[np.ndarr
 
 
 def _tile(tiling: Tiling, scale, rows: _Blocks, columns: _Blocks, i, j) -> jax.Array:
-    """The logits of a tile less the shift; EMPTY between rows of one sample and where there is no row."""
+    """The logits of a tile minus the shift; EMPTY between rows of the same sample and in the padding."""
     logits = scale * _dot(rows.rows[i], columns.rows[j].T)
     logits = logits + (rows.bias[i] - (tiling.shift or 0.0))[:, None] + columns.bias[j][None, :]
     return jnp.where(rows.samples[i][:, None] == columns.samples[j][None, :], EMPTY, logits)
 
 
 def _normaliser(tiling: Tiling, blocks: _Blocks, log: jax.Array | None) -> jax.Array:
-    """exp(shift - log), or the log itself where there is no shift; what fills up the last block weighs nothing."""
+    """exp(shift - log), or the log itself without a shift; 0 in the padding, whose weights are 0 in any case."""
     assert log is not None
     factors = log if tiling.shift is None else jnp.exp(tiling.shift - log)
     return jnp.pad(factors, (0, blocks.bias.size - log.shape[0])).reshape(blocks.bias.shape)
