@@ -88,7 +88,7 @@ def family(x: np.ndarray, values: np.ndarray, x_label: str, y_label: str, title:
     return Panel(curves, x_label, y_label, title, label_ends=True)
 
 
-def power_law(x: Sequence[float], values: np.ndarray, order: int, label: str) -> Curve:
+def power_law(x: Sequence[float | int], values: np.ndarray, order: int, label: str) -> Curve:
     """The reference line proportional to x ** order through the median of the last of `[seeds, points]`."""
     ratio = np.asarray(x, float) / x[-1]
     return Curve(np.median(values[:, -1]) * ratio**order, x, label, "grey")
