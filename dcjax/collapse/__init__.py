@@ -1,6 +1,6 @@
-"""Dimensional collapse: the spectrum of an embedding and what is read from it.
+"""Dimensional collapse: the spectrum of an embedding, and the measures computed from it.
 
-The plot is in `dcjax.collapse.plot`, which loads matplotlib.
+`dcjax.collapse.plot` must be imported by its own name, because it loads matplotlib.
 """
 
 from dcjax.collapse.covariance import exact_rows, spectrum, squared_singular_values, triangular_factor

@@ -7,18 +7,19 @@ from jaxtyping import Float
 def spectrum(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarray, " d"]:
     """Singular values of the covariance C = 1/n sum_i (z_i - mean)(z_i - mean)^T, largest first.
 
-    They come from the singular values of the centred rows in float64, squared: those of a covariance that was formed
-    first drown in rounding below about 1e-16 of the largest (6e-8 in float32), which is where collapsed dimensions lie.
+    They are the squared singular values of the centred rows in float64, divided by n. The covariance itself is not
+    formed: its rounding would hide all values below about 1e-16 of the largest (6e-8 in float32), and that is where
+    collapsed dimensions lie.
 
     Args:
-      z: `[n, d]`, one embedding a row.
-      normalize: divide every row by its norm first, as the authors did for their plots; False is eq. 1 as it stands.
+      z: `[n, d]`, one embedding per row.
+      normalize: whether to divide every row by its norm first, as the authors did for their plots; eq. 1 does not.
 
     Returns:
       `[d]` in float64, descending; zeros past the rank where n <= d.
 
     Raises:
-      ValueError: not `[n, d]` with n >= 2, or entries that are not finite.
+      ValueError: z does not have the shape `[n, d]` with n >= 2, or has entries that are not finite.
 
     References:
       Jing et al., ICLR 2022, eq. 1.
@@ -30,10 +31,10 @@ def spectrum(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarra
 
 
 def exact_rows(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarray, "n d"]:
-    """The rows `[n, d]` in float64, each divided by its norm where that is asked for.
+    """The rows `[n, d]` in float64, each divided by its norm if `normalize`; rows of zeros stay zeros.
 
     Raises:
-      ValueError: entries that are not finite.
+      ValueError: z has entries that are not finite.
     """
     z = np.asarray(z, np.float64)
     if not np.isfinite(z).all():
@@ -45,10 +46,10 @@ def exact_rows(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndar
 
 
 def triangular_factor(*parts: Float[np.ndarray, "_ d"]) -> Float[np.ndarray, "_ d"]:
-    """R `[<= d, d]` with the singular values of all the rows in `parts` together.
+    """A triangular matrix R `[<= d, d]` with the singular values of all the rows in `parts` together.
 
-    R^T R = sum_i parts_i^T parts_i, by Householder's QR: unlike that sum, R keeps singular values that are smaller than
-    the square root of the rounding. Factors of parts are merged by taking the factor of the factors.
+    Householder's QR computes it, and R^T R = sum_i parts_i^T parts_i. Unlike that sum, R keeps singular values below
+    the square root of the rounding. The factor of several factors is the factor of all their rows.
 
     Args:
       parts: each `[n_i, d]`, n_i >= 0.
@@ -57,7 +58,7 @@ def triangular_factor(*parts: Float[np.ndarray, "_ d"]) -> Float[np.ndarray, "_ 
 
 
 def squared_singular_values(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
-    """`[d]`, descending; zeros past the rank where n < d."""
+    """The squared singular values of the rows, `[d]`, descending, with zeros past the rank where n < d."""
     values = np.zeros(rows.shape[1])
     singular = np.linalg.svd(rows, compute_uv=False)
     values[: len(singular)] = singular**2

@@ -1,15 +1,15 @@
-"""Numbers that tell how many dimensions an embedding uses."""
+"""Measures of the number of dimensions that an embedding uses."""
 
 import numpy as np
 from jaxtyping import Float
 
 
 def effective_rank(singular_values: Float[np.ndarray, " d"]) -> float:
-    """The exponential of the entropy of the normalised singular values: from 1 (one direction) to d (all alike).
+    """The exponential of the entropy of the normalised singular values, from 1 (one direction) to d (all equal).
 
     Args:
-      singular_values: `[d]`, not negative, in any order. Of the centred embeddings they are the square roots of what
-        `spectrum` returns.
+      singular_values: `[d]`, not negative, in any order. Those of the centred embeddings are, up to a factor, the
+        square roots of the values that `spectrum` returns.
 
     Returns:
       exp(-sum p ln p) with p = s / sum s and 0 ln 0 = 0; 0 where every value is zero.

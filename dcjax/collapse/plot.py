@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# A colour-blind safe order (Okabe & Ito), told apart in greyscale by the line styles.
+# Okabe and Ito's colours for colour-blind readers; the line styles distinguish the curves in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 
-# float32 embeddings carry about 1e-7 relative noise, 1e-14 in a variance: below that of the largest value there is
-# nothing to read, and a dimension that is exactly zero has no logarithm.
+# Values are drawn at no less than this share of the largest. float32 embeddings have relative noise of about 1e-7,
+# which is 1e-14 in a variance, so smaller values mean nothing; and zero has no logarithm.
 FLOOR = 1e-14
 
 
@@ -22,7 +22,7 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: pathlib.Path, *, title
     """Draws ln(singular value) over its rank for one or more spectra and writes a PNG.
 
     Args:
-      spectra: label to the values `[d]`, descending, as `spectrum` returns them.
+      spectra: the values `[d]` by label, descending, as `spectrum` returns them.
       path: the file to write.
       title: a line above the axes.
     """

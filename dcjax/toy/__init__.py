@@ -1,6 +1,6 @@
-"""The theory of the paper as code that checks itself: exact objects, closed forms and the toy models of its figures.
+"""The paper's theory in code: exact quantities, closed forms of the flows, and the toy models of the figures.
 
-`python -m dcjax.toy --theorem 1` and its like put the statements to the test; experiments/theory.md lists them all.
+`python -m dcjax.toy --theorem 1` tests a statement of the paper; experiments/theory.md lists all of them.
 """
 
 from dcjax.toy.alignment import (

@@ -1,13 +1,12 @@
-"""Puts the statements of the theory to the test.
+"""Tests the statements of the theory.
 
     python -m dcjax.toy --theorem 1        (or 2, 3; --lemma 1|2|3; --corollary 1|2; --figure 3|4|5|6)
     python -m dcjax.toy --all              all of these
     python -m dcjax.toy --phase            the phase diagram, which takes minutes
 
-Each prints what is claimed, what was computed and whether it holds, and writes a figure (PNG) and the numbers (JSON).
-Exit status: 0 where every claim holds, 1 where one fails, 2 after a mistake on the command line. An option that is not
-given keeps the value of the statement's own experiment; for that the bounds in the tables are made, and a model much
-smaller or a run much shorter may miss them.
+Each statement prints a table of its claims, with the values stated and computed, and writes a figure (PNG) and its
+numbers (JSON). The exit status is 0 if every claim holds, 1 if one fails, and 2 after a mistake on the command line.
+The bounds in the tables are made for the default options: a much smaller model or a much shorter run may miss them.
 """
 
 import argparse
@@ -66,24 +65,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--phase", action="store_true", help="the phase diagram of collapse over amplitude and depth")
     parser.add_argument("--all", action="store_true", help="every lemma, theorem, corollary and figure")
     parser.add_argument("--seed", type=int, help="the first seed (0)")
-    parser.add_argument("--seeds", type=int, help="how many seeds")
+    parser.add_argument("--seeds", type=int, help="the number of seeds")
     parser.add_argument("--dim", type=int, help="width of the models (16)")
     parser.add_argument(
         "--amplitude",
         type=float,
         nargs="+",
-        help="variance of the augmentation's noise; 1, that between pairs of inputs, is the threshold of collapse. "
-        "Figure 3 takes several, the phase diagram the upper end of its axis",
+        help="variance of the augmentation's noise; the threshold of collapse is 1, the variance between inputs. "
+        "Figure 3 takes several values, the phase diagram the upper end of its axis",
     )
     parser.add_argument("--depth", type=int, help="layers of the deepest model: corollary 2, figure 6, phase diagram")
-    parser.add_argument("--steps", type=int, help="steps of SGD, where there are any")
+    parser.add_argument("--steps", type=int, help="steps of SGD")
     parser.add_argument("--out", default="runs/toy", help="folder of the figures and numbers (runs/toy)")
     parser.add_argument("--x64", action=argparse.BooleanOptionalAction, default=True, help="float64, or else float32")
     return parser.parse_args(argv)
 
 
 def _chosen(flags: argparse.Namespace) -> list[str]:
-    """The statements to run, as `theorem_1`."""
+    """The names of the statements to run, such as `theorem_1`."""
     names = []
     for kind, (_, numbers, _) in STATEMENTS.items():
         for value in getattr(flags, kind):
@@ -103,7 +102,7 @@ def _chosen(flags: argparse.Namespace) -> list[str]:
 
 
 def _options(flags: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, checked."""
+    """The options that were given, after a check of their ranges."""
     given = {name: getattr(flags, name) for name in OPTIONS if getattr(flags, name) is not None}
     # Noise on half of the coordinates needs two of them.
     least = {"seed": 0, "seeds": 1, "dim": 2, "depth": 1, "steps": 1}
@@ -119,7 +118,7 @@ def _options(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _folder(path: str) -> pathlib.Path:
-    """The output folder, tried before anything is computed."""
+    """Makes the output folder and tests that it can be written to, before anything is computed."""
     folder = pathlib.Path(path)
     with _writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +135,7 @@ def _writing_to(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _start_jax(x64: bool) -> None:
-    """Sets JAX up before it touches a device: the dtype, and one CPU device for every core."""
+    """Sets the precision and one CPU device per core. This must precede JAX's first use of a device."""
     import jax
 
     jax.config.update("jax_enable_x64", x64)
@@ -151,7 +150,7 @@ def _function(name: str) -> Callable[..., Any]:
 
 
 def _check_options(names: list[str], functions: list[Callable[..., Any]], given: dict[str, Any]) -> None:
-    """Refuses options that none of the statements has a use for."""
+    """Refuses options that none of the statements takes."""
     taken = set().union(*(inspect.signature(function).parameters for function in functions))
     for option in given:
         if option not in taken:
@@ -162,7 +161,7 @@ def _check_options(names: list[str], functions: list[Callable[..., Any]], given:
 
 
 def _run(name: str, function: Callable[..., Any], given: dict[str, Any], out: pathlib.Path) -> tuple[bool, str]:
-    """Runs one statement, prints its table and writes its files; whether it holds, and a line for the summary."""
+    """Runs one statement, prints its table and writes its files. Returns whether it holds, and its summary line."""
     from dcjax.toy.statements.claims import as_json, as_text
     from dcjax.toy.statements.setups import DivergedError
 

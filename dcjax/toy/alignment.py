@@ -1,4 +1,4 @@
-"""How the singular vectors of two adjacent layers align: the quantities of Theorems 2 and 3 and of appendix A."""
+"""The alignment of the singular vectors of two adjacent layers: Theorems 2 and 3, and appendix A."""
 
 import functools
 
@@ -16,9 +16,10 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def conserved_quantity(w1: Layer1, w2: Layer2) -> Float[Array, "h h"]:
-    """C = W1 W1^T - W2^T W2, which the gradient flow of two linear layers leaves as it is, whatever the loss.
+    """C = W1 W1^T - W2^T W2, which the gradient flow of two linear layers conserves for every loss.
 
-    SGD with learning rate h lets it drift by O(h). Layers with C = 0 are called balanced; they are aligned and stay so.
+    Under SGD with learning rate h it drifts by O(h). Layers with C = 0 are called balanced; they are aligned and stay
+    so.
 
     Args:
       w1: `[h, d]`, the first layer.
@@ -28,7 +29,7 @@ def conserved_quantity(w1: Layer1, w2: Layer2) -> Float[Array, "h h"]:
       C, `[h, h]`.
 
     Raises:
-      ValueError: shapes that do not fit, or entries that are not finite.
+      ValueError: the shapes do not fit, or entries are not finite.
 
     References:
       Jing et al., ICLR 2022, eq. 10.
@@ -39,22 +40,22 @@ def conserved_quantity(w1: Layer1, w2: Layer2) -> Float[Array, "h h"]:
 
 
 def alignment_matrix(w1: Layer1, w2: Layer2) -> Float[Array, "k l"]:
-    """A = V2^T U1: how the right singular vectors of the second layer lie to the left ones of the first.
+    """A = V2^T U1: products of the second layer's right singular vectors with the first layer's left ones.
 
     Args:
       w1: `[h, d]`, the first layer.
       w2: `[m, h]`, the second layer.
 
     Returns:
-      A, `[min(m, h), min(h, d)]`, the pairs in the order of descending singular values. Signs are those that the SVD
-      happens to choose, so read |A|; where singular values coincide only the block that they span has a meaning.
+      A, `[min(m, h), min(h, d)]`, rows and columns in the order of descending singular values. The signs are arbitrary
+      choices of the SVD, so read |A|. Where singular values coincide, only the block that they span has a meaning.
 
     Raises:
-      ValueError: shapes that do not fit, or entries that are not finite.
+      ValueError: the shapes do not fit, or entries are not finite.
 
     References:
-      Jing et al., ICLR 2022, Theorem 2: A -> I on the directions whose squared singular value dominates the conserved
-      C. As printed, for all directions, it does not hold (experiments/theory.md).
+      Jing et al., ICLR 2022, Theorem 2. A -> I holds on the directions whose squared singular value dominates the
+      conserved C, not on all directions as printed (experiments/theory.md).
     """
     check_layers(w1, w2)
     u1 = jnp.linalg.svd(jnp.asarray(w1), full_matrices=False)[0]
@@ -70,8 +71,8 @@ def aligned_rates(
 ) -> tuple[Float[Array, " k"], Float[Array, " k"]]:
     """The rates of the singular values of two aligned layers: s1_k' = s1_k s2_k^2 m_k and s2_k' = s2_k s1_k^2 m_k.
 
-    m_k = v1_k^T X v1_k. Aligned means V2 = U1 (the paper prints V2 = U1^T). Each rate grows with the value itself: what
-    is small stays small, the second cause of collapse.
+    Here m_k = v1_k^T X v1_k, and aligned means V2 = U1 (the paper prints V2 = U1^T). Each rate is proportional to the
+    value itself, so small values stay small: the second cause of collapse.
 
     Args:
       sigma1: `[k]`, singular values of the first layer.
@@ -83,7 +84,7 @@ def aligned_rates(
       `(s1', s2')`, both `[k]`.
 
     Raises:
-      ValueError: shapes that do not fit, entries that are not finite, an X that is not symmetric.
+      ValueError: the shapes do not fit, entries are not finite, or X is not symmetric.
 
     References:
       Jing et al., ICLR 2022, Theorem 3 (eq. 11).
@@ -113,7 +114,7 @@ def singular_value_velocity(
       `[min(m, d)]`, in the order of descending singular values.
 
     Raises:
-      ValueError: shapes that differ, or entries that are not finite.
+      ValueError: the shapes differ, or entries are not finite.
 
     References:
       Jing et al., ICLR 2022, Lemma 4 of appendix A.
@@ -142,10 +143,10 @@ def alignment_velocity(
       gradient: `[d, d]`, G = dL/d(W2 W1).
 
     Returns:
-      `(A, A')`, both `[d, d]`; A with the signs of this call's singular vectors, A' belongs to them.
+      `(A, A')`, both `[d, d]` and with the signs of the same singular vectors.
 
     Raises:
-      ValueError: layers that are not square and of one size, or entries that are not finite.
+      ValueError: the layers are not square and of one size, or entries are not finite.
 
     References:
       Jing et al., ICLR 2022, Lemma 6 of appendix A (sign corrected).

@@ -1,6 +1,6 @@
 """Solutions of the paper's gradient flows with X held fixed, and an adaptive integrator to compare them with.
 
-Time is that of the flow, W' = -dL/dW: n steps of SGD with learning rate h take about the time n h.
+Time is that of the flow W' = -dL/dW: n steps of SGD with learning rate h correspond to the time n h.
 """
 
 import functools
@@ -33,20 +33,20 @@ def linear_flow(w0: Matrix, x_matrix: Float[Array | np.ndarray, "d d"], t: Time)
       `[m, d]`, or `[times, m, d]`. NaN where exp(X t) overflows, or where |X t| is above a million.
 
     Raises:
-      ValueError: shapes that do not fit, entries that are not finite, an X that is not symmetric, a negative time.
+      ValueError: the shapes do not fit, entries are not finite, X is not symmetric, or a time is negative.
 
     References:
-      Jing et al., ICLR 2022, Theorem 1. "Rank deficient" is to be read relatively: where X has positive eigenvalues
-      W(t) grows without bound, and it is the ratio of its singular values that vanishes.
+      Jing et al., ICLR 2022, Theorem 1. "Rank deficient" is meant relatively: if X has positive eigenvalues, W(t) grows
+      without bound, and the ratio of its singular values vanishes.
     """
     return _over_times(_linear_step, *_linear(w0, x_matrix, t))
 
 
 def linear_flow_spectral(w0: Matrix, x_matrix: Float[Array | np.ndarray, "d d"], t: Time) -> Float[Array, "*t m d"]:
-    """`linear_flow` by the eigenvalues of X: W(t) = sum_k exp(lambda_k t) W(0) v_k v_k^T.
+    """`linear_flow` from the eigenvalues of X: W(t) = sum_k exp(lambda_k t) W(0) v_k v_k^T.
 
-    This is the form that shows the collapse: W(t) v_k shrinks exactly like exp(lambda_k t) where lambda_k < 0. Its
-    gradient with respect to X needs distinct eigenvalues; that of `linear_flow` does not.
+    This form shows the collapse: W(t) v_k shrinks exactly like exp(lambda_k t) where lambda_k < 0. Its gradient with
+    respect to X requires distinct eigenvalues; that of `linear_flow` does not.
 
     Args:
       w0: `[m, d]`, the weights at time 0.
@@ -81,7 +81,7 @@ def two_layer_velocity(
       `(W1', W2')`.
 
     Raises:
-      ValueError: shapes that do not fit, entries that are not finite, an X that is not symmetric.
+      ValueError: the shapes do not fit, entries are not finite, or X is not symmetric.
 
     References:
       Jing et al., ICLR 2022, eqs. 8 and 9 (Lemma 3).
@@ -100,27 +100,27 @@ def two_layer_flow(
     *,
     steps: int = 1000,
 ) -> tuple[Float[Array, "h d"], Float[Array, "m h"]]:
-    """The flow of two linear layers with X fixed, by exact steps of one layer at a time.
+    """The flow of two linear layers with X fixed, computed by exact steps of one layer at a time.
 
-    With W2 frozen the first layer solves a linear equation, W1(h) = Q [(Q^T W1 V) * exp(a_i x_j h)] V^T with
-    W2^T W2 = Q a Q^T and X = V x V^T; with W1 frozen, W2(h) = W2 expm(W1 X W1^T h). Half a step of the first, one of
-    the second and half a step of the first again are of second order: four times the steps, a sixteenth of the error.
+    With W2 frozen the first layer solves a linear equation, W1(h) = Q [(Q^T W1 V) * exp(a_i x_j h)] V^T with W2^T W2 =
+    Q a Q^T and X = V x V^T; with W1 frozen, W2(h) = W2 expm(W1 X W1^T h). A step is half a step of the first layer, one
+    of the second, and again half a step of the first. The method has order two: twice the steps leave a quarter of the
+    error.
 
     Args:
       w1: `[h, d]`, the first layer at time 0.
       w2: `[m, h]`, the second layer at time 0.
       x_matrix: `[d, d]`, X; symmetric.
-      t: the time to go to.
-      steps: how many equal steps to take.
+      t: the final time.
+      steps: the number of equal steps.
 
     Returns:
-      `(W1(t), W2(t))`. With a positive eigenvalue in X the flow reaches infinity in a finite time (`blow_up_time` tells
-      it for aligned layers); past it the result is meaningless, and not finite only where the steps
-      are many.
+      `(W1(t), W2(t))`. If X has a positive eigenvalue, the flow reaches infinity in finite time (for aligned layers, at
+      `blow_up_time`). Past that time the result is meaningless, though with few steps it may be finite.
 
     Raises:
-      ValueError: shapes that do not fit, entries that are not finite, an X that is not symmetric, a negative time,
-        fewer than one step.
+      ValueError: the shapes do not fit, entries are not finite, X is not symmetric, the time is negative, or there is
+        no step.
 
     References:
       Jing et al., ICLR 2022, Lemma 3; the splitting is Strang's (SIAM J. Numer. Anal. 5, 1968).
@@ -163,26 +163,27 @@ def _split_flow(w1, w2, x_matrix, t, *, steps: int) -> tuple[jax.Array, jax.Arra
 def singular_value_flow(sigma0: Time, gap: Time, rate: Time, t: Time) -> Float[Array, "..."]:
     """The solution of sigma' = sigma (sigma^2 + gap) rate, the flow of a singular value of two aligned layers.
 
-    For the first layer's k-th value the gap is s2_k^2 - s1_k^2, constant in time, for the second's its negative; the
-    rate is v1_k^T X v1_k, held fixed. One expression serves every sign of the gap, zero included:
+    For the first layer's k-th value the gap is s2_k^2 - s1_k^2, which is constant in time; for the second layer's it is
+    the negative of this. The rate is v1_k^T X v1_k, held fixed. One expression covers all signs of the gap, zero
+    included:
     sigma^2 = sigma0^2 e^{2 g m t} / (1 - 2 m t sigma0^2 (e^{2 g m t} - 1) / (2 g m t)) with gap g and rate m.
 
     Args:
       sigma0: the value at time 0, not negative; broadcasts with the others.
       gap: the square of the other layer's value less the square of this one's; at least -sigma0^2.
-      rate: m; positive grows, negative shrinks.
+      rate: m; sigma grows where it is positive and shrinks where it is negative.
       t: the time.
 
     Returns:
       sigma(t), in the common shape and dtype: `inf` at and after the blow-up time.
 
     Raises:
-      ValueError: entries that are not finite, a negative sigma0 or time, a gap below -sigma0^2 (the other layer's value
-        squared would be negative).
+      ValueError: entries are not finite, sigma0 or the time is negative, or the gap is below -sigma0^2, so that the
+        other layer's squared value would be negative.
 
     References:
-      Jing et al., ICLR 2022, Theorem 3 (eq. 11), whose printed "solution" is again a differential equation, with the
-      wrong sign of the constant.
+      Jing et al., ICLR 2022, Theorem 3 (eq. 11). Its printed "solution" is itself a differential equation, in which the
+      constant has the wrong sign.
     """
     sigma0, gap, rate = _aligned(sigma0, gap, rate)
     check_time(t)
@@ -190,33 +191,34 @@ def singular_value_flow(sigma0: Time, gap: Time, rate: Time, t: Time) -> Float[A
     sigma0, gap, rate, t = jnp.broadcast_arrays(sigma0, gap, rate, t)
     exponent = 2 * gap * rate * t
     growing = exponent > 0
-    # Where E > 0 both halves of the fraction are divided by e^E, so that nothing overflows. Not -|E|: its derivative
-    # at 0 would be 0.
+    # Where E > 0, numerator and denominator are divided by e^E, so that neither overflows. This is not -|E|, whose
+    # derivative at 0 would be 0.
     negative = jnp.where(growing, -exponent, exponent)
     shrink = jnp.exp(negative)
     squared, other = jnp.square(sigma0), jnp.square(sigma0) + gap
-    # One denominator in two forms: the first is exact as the gap goes to 0, the second as the other layer's value does.
+    # The denominator has two forms: one is exact as the gap goes to 0, the other as the other layer's value does.
     far = negative < -1
     near_form = jnp.where(growing, shrink, 1) - squared * 2 * rate * t * _relative_expm1(negative)
     far_form = jnp.where(growing, other * shrink - squared, other - squared * shrink) / jnp.where(far, gap, 1)
     denominator = jnp.where(far, far_form, near_form)
     finite = denominator > 0
-    # Outside the root, because e^E underflows long before its root does.
+    # e^E stays outside the root, because it underflows long before its root does.
     start = sigma0 * jnp.where(growing, 1, jnp.exp(0.5 * negative))
     return jnp.where(finite, start / jnp.sqrt(jnp.where(finite, denominator, 1)), jnp.inf)
 
 
 def blow_up_time(sigma0: Time, gap: Time, rate: Time) -> Float[Array, "..."]:
-    """When `singular_value_flow` reaches infinity: ln(1 + gap / sigma0^2) / (2 rate gap), and 1 / (2 rate sigma0^2) for
-    gap 0.
+    """The time at which `singular_value_flow` reaches infinity.
+
+    It is ln(1 + gap / sigma0^2) / (2 rate gap), and 1 / (2 rate sigma0^2) for gap 0.
 
     Args:
       sigma0: the value at time 0, not negative; broadcasts with the others.
       gap: the square of the other layer's value less the square of this one's; at least -sigma0^2.
-      rate: positive grows, negative shrinks.
+      rate: sigma grows where it is positive and shrinks where it is negative.
 
     Returns:
-      The time, in the common shape and dtype; `inf` where it never comes (rate <= 0, a value of 0, or another layer at
+      The time, in the common shape and dtype; `inf` where the flow stays finite (rate <= 0, or either layer's value is
       0).
 
     Raises:
@@ -229,8 +231,8 @@ def blow_up_time(sigma0: Time, gap: Time, rate: Time) -> Float[Array, "..."]:
     grows = (rate > 0) & (sigma0 > 0)
     sigma0, rate = jnp.where(grows, sigma0, 1), jnp.where(grows, rate, 1)
     squared = jnp.square(sigma0)
-    # ln(1 + u) / u of u = gap / sigma0^2: 1 at u = 0, inf at -1, where the other layer is 0; another form where
-    # sigma0^2 would underflow.
+    # ln(1 + u) / u with u = gap / sigma0^2 is 1 at u = 0 and inf at u = -1, where the other layer's value is 0. Large u
+    # take another form, in which sigma0^2 cannot underflow.
     ratio = jnp.where(gap < squared, gap / sigma0 / sigma0, 0)
     small = jnp.abs(ratio) < 1e-6
     safe = jnp.where(small, 1, ratio)
@@ -243,13 +245,12 @@ def blow_up_time(sigma0: Time, gap: Time, rate: Time) -> Float[Array, "..."]:
 def integrate(
     velocity: Callable[[Any], Any], state: Any, times: Float[Array | np.ndarray, " times"], *, rtol: float, atol: float
 ) -> Any:
-    """Integrates an autonomous flow with an adaptive Runge-Kutta method of order 8: the reference for every closed
-    form.
+    """Integrates an autonomous flow with an adaptive Runge-Kutta method of order 8, the reference for the closed forms.
 
     Args:
       velocity: `velocity(state)`, the derivative: a pytree like the state.
       state: the pytree of arrays at time 0.
-      times: `[times]`, ascending, not negative: when the state is wanted.
+      times: `[times]`, the times of the returned states, ascending and not negative.
       rtol: relative tolerance of a step.
       atol: absolute tolerance of a step.
 
@@ -257,7 +258,7 @@ def integrate(
       The states, every leaf with a leading axis `[times]`.
 
     Raises:
-      ValueError: times that are no ascending list, or negative or not finite.
+      ValueError: the times are not an ascending `[times]`, or are negative or not finite.
       equinox.EquinoxRuntimeError: the tolerance was not met within 100,000 steps.
     """
     import diffrax  # takes a second to import, and no closed form needs it
@@ -283,16 +284,16 @@ def integrate(
 
 
 def descend(velocity: Callable[[Any], Any], state: Any, *, rate: float, steps: int) -> Any:
-    """Explicit Euler steps along a flow, which for a gradient flow are those of full-batch SGD.
+    """Takes explicit Euler steps along a flow; for a gradient flow these are the steps of full-batch SGD.
 
     Args:
       velocity: `velocity(state)`, the derivative: a pytree like the state.
       state: the pytree of arrays to start from.
-      rate: the length of a step in time, or learning rate.
-      steps: how many.
+      rate: the length of a step in time, which is the learning rate of SGD.
+      steps: the number of steps.
 
     Returns:
-      The state after them.
+      The state after the last step.
     """
 
     def step(state, _):
@@ -304,8 +305,8 @@ def descend(velocity: Callable[[Any], Any], state: Any, *, rate: float, steps: i
 def _matrix_exponential(a: jax.Array) -> jax.Array:
     """`jax.scipy.linalg.expm` with enough squarings.
 
-    That function rounds their number down, which leaves norms of up to twice what its Pade approximant is made for and
-    costs up to half of the digits (1e-8 in float64). Scaled down first, it never needs to square.
+    That function rounds the number of squarings down. Its Pade approximant then meets norms of up to twice its limit,
+    which costs up to half of the digits (1e-8 in float64). Here the matrix is scaled first, so that it never squares.
     """
     limit = 5.37 if a.dtype == jnp.float64 else 3.92
     squarings = jnp.maximum(0, jnp.ceil(jnp.log2(jnp.max(jnp.sum(jnp.abs(a), axis=0)) / limit)))
@@ -315,7 +316,7 @@ def _matrix_exponential(a: jax.Array) -> jax.Array:
     def square(power, i):
         return jnp.where(i < squarings, _dot(power, power), power), None
 
-    # A fixed number of rounds, because a loop that stops early would have no gradient.
+    # The number of rounds is fixed, because a loop that stops early would have no gradient.
     rounds = 20
     power, _ = jax.lax.scan(square, start, jnp.arange(rounds, dtype=a.dtype))
     return jnp.where(squarings > rounds, jnp.nan, power)
@@ -333,7 +334,7 @@ def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _over_times(step, w0: jax.Array, x_matrix: jax.Array, t: jax.Array) -> jax.Array:
-    # Not vmap: see `dcjax.toy.statements.setups.over_seeds` on batched decompositions.
+    # Not vmap: batched decompositions that run side by side on a CPU can wait for each other's threads forever.
     found = jax.lax.map(functools.partial(step, w0, x_matrix), t.ravel())
     return found.reshape(*t.shape, *w0.shape)
 
@@ -361,7 +362,7 @@ def _aligned(sigma0, gap, rate) -> tuple[jax.Array, jax.Array, jax.Array]:
             )
     dtype = jnp.result_type(*(v for v in (sigma0, gap, rate) if not isinstance(v, float | int)), 0.0)
     sigma0, gap, rate = (jnp.asarray(value, dtype) for value in (sigma0, gap, rate))
-    # What rounding left below is the fixed point.
+    # A gap that rounding left below -sigma0^2 means that the other layer's value is 0.
     sigma0, gap = jnp.broadcast_arrays(sigma0, gap)
     return sigma0, jnp.maximum(gap, -jnp.square(sigma0)), rate
 

@@ -1,10 +1,10 @@
-"""The paper's loss and what its analysis makes of it: eqs. 2, 4, 6 and 7, exactly.
+"""The paper's loss, its gradients, and the matrix of its gradient flow: eqs. 2, 4, 6 and 7.
 
-Everything here is a pure function of arrays whose rows are samples: no loop over samples, any floating dtype, batched
-by `jax.vmap`, differentiable. Distances come from one matrix product of centred rows, so that d_ij is exact to about
-the dtype's rounding times max |z_i - mean|^2. Three formulas differ from their printed form: a_ii is divided by Z_i
-like every other weight, the first bracket of eq. 6 has a plus sign, and the sum in S0 runs over ordered pairs; each is
-checked against automatic differentiation in tests/toy.
+The functions take arrays whose rows are samples, in any floating dtype. They are differentiable and can be batched by
+`jax.vmap`. Distances come from one matrix product of centred rows, so d_ij is exact to about the dtype's rounding times
+max |z_i - mean|^2. Three formulas differ from the printed ones: a_ii is divided by Z_i like every other weight, the
+first bracket of eq. 6 has a plus sign, and the sum in S0 runs over ordered pairs. tests/toy checks each against
+automatic differentiation.
 """
 
 import functools
@@ -25,10 +25,10 @@ _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def info_nce(z: Rows, z_prime: Rows) -> Float[Array, ""]:
-    """The contrastive loss of the analysis: embeddings as they are, negatives from the first view alone.
+    """The contrastive loss of the analysis: embeddings are not normalised, and negatives come from the first view only.
 
     L = sum_i [d_ii' + logsumexp({-d_ij : j != i}, -d_ii')] with d_ij = |z_i - z_j|^2 / 2 and d_ii' = |z_i - z'_i|^2 /
-    2. It is the sum over the samples; `dcjax.losses.info_nce` is the normalised cross-view loss of the experiments.
+    2. This is a sum over the samples; `dcjax.losses.info_nce` is the normalised cross-view loss for training.
 
     Args:
       z: `[n, d]`, embeddings of the first views.
@@ -38,7 +38,7 @@ def info_nce(z: Rows, z_prime: Rows) -> Float[Array, ""]:
       The loss, a scalar in nats.
 
     Raises:
-      ValueError: shapes that differ or are not `[n, d]` with n >= 2, or entries that are not finite.
+      ValueError: the shapes differ or are not `[n, d]` with n >= 2, or entries are not finite.
 
     References:
       Jing et al., ICLR 2022, eq. 2.
@@ -106,10 +106,10 @@ def interaction_matrix(x: Rows, x_prime: Rows, alpha: Weights) -> Float[Array, "
       alpha: `[n, n]`, `softmax_weights` of the embeddings.
 
     Returns:
-      X, `[d, d]`: symmetric up to rounding. For the mean over the samples instead of the sum divide by n.
+      X, `[d, d]`, symmetric up to rounding. Divide it by n for the mean of the loss over the samples.
 
     Raises:
-      ValueError: shapes that do not fit, n < 2, or entries that are not finite.
+      ValueError: the shapes do not fit, n < 2, or entries are not finite.
 
     References:
       Jing et al., ICLR 2022, eq. 6 (sign corrected).
@@ -123,7 +123,7 @@ def interaction_matrix(x: Rows, x_prime: Rows, alpha: Weights) -> Float[Array, "
 
 
 def covariance_split(x: Rows, x_prime: Rows, alpha: Weights) -> tuple[Float[Array, "d d"], Float[Array, "d d"]]:
-    """The two positive semi-definite matrices whose difference is X: the data's covariance and the augmentation's.
+    """Splits X into a difference of positive semi-definite matrices, the covariances of data and augmentation.
 
     S0 = sum over ordered pairs (i, j) of a_ij (x_i - x_j) (x_i - x_j)^T and S1 = sum_i (1 - a_ii) (x'_i - x_i) (x'_i -
     x_i)^T. Where the augmentation is stronger than the data, X = S0 - S1 has negative eigenvalues.
@@ -164,7 +164,7 @@ def _logits(z: Rows, z_prime: Rows) -> jax.Array:
 
 
 def _centred(x: Rows, x_prime: Rows) -> tuple[jax.Array, jax.Array]:
-    """Both views less the mean of the first: nothing here depends on the origin, but rounding does."""
+    """Both views less the mean of the first. The results do not depend on the origin, but their rounding does."""
     x, x_prime = jnp.asarray(x), jnp.asarray(x_prime)
     mean = jnp.mean(x, axis=0, keepdims=True)
     return x - mean, x_prime - mean

@@ -1,9 +1,9 @@
-"""The toy models of the paper's figures: ensembles of linear or ReLU chains trained by SGD on fresh Gaussian batches.
+"""The toy models of the paper's figures: ensembles of linear or ReLU chains, trained by SGD on fresh Gaussian batches.
 
-A cell is one model: a depth, an augmentation amplitude and a seed. The grid of all cells is one compiled program: steps
-in a loop, cells in blocks by `vmap`, shallower chains padded with identities, blocks spread over the devices by
-`shard_map` (cells never talk to each other). One seed gives the same data, noise and initial layers at every amplitude
-and depth, and in float32 and float64, so that cells differ by nothing but their setting.
+A cell is one model: a depth, an augmentation amplitude and a seed. One compiled program trains the grid of all cells.
+It loops over the steps, batches blocks of cells by `vmap`, pads shallower chains with identities, and spreads the
+blocks over the devices by `shard_map`; cells exchange nothing. A seed gives the same data, noise and initial layers at
+every amplitude and depth, in float32 and in float64, so that cells differ in their setting only.
 """
 
 import dataclasses
@@ -22,31 +22,32 @@ from dcjax.toy.info_nce import embedding_gradients
 
 NOISES = ("block", "isotropic")
 
-# Cells that a CPU core steps through together: their [n, n] weights stay in its cache.
+# The number of cells that a CPU core steps together, few enough that their [n, n] weights stay in its cache.
 CPU_BLOCK = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all cells of an ensemble have in common.
+    """The settings that all cells of an ensemble share.
 
     Attributes:
       dim: width of the input and of every layer.
       samples: batch size n; every step draws new samples.
       data_variance: variance of each input coordinate; 1/2 is the paper's convention, in which pairs differ by the
         identity.
-      noise: where the augmentation's noise goes: `block`, the last dim // 2 coordinates (Fig. 3), or `isotropic`.
-      two_sided: both views are noisy (the released code); False: x' = x + noise (the paper). With noise on both sides X
-        has no negative eigenvalue at small weights, so that strong augmentation suppresses but does not collapse.
+      noise: `block` for augmentation noise on the last dim // 2 coordinates (Fig. 3), `isotropic` for all of them.
+      two_sided: whether both views are noisy, as in the released code, or x' = x + noise, as in the paper. With noise
+        on both views X has no negative eigenvalue at small weights: strong augmentation then suppresses directions but
+        does not collapse them.
       init: a name of `INITS`.
-      loss: a name of `GRADIENTS`; the mean over the samples.
-      temperature: of the loss `dot`; None for `info_nce`, which has none.
-      learning_rate: of plain SGD.
-      relu: ReLU between the layers.
-      frozen: layers, counted from 0 at the input, that stay as they were initialised.
+      loss: a name of `GRADIENTS`; the mean over the samples is minimised.
+      temperature: the temperature of the loss `dot`; None for `info_nce`, which has none.
+      learning_rate: the learning rate of plain SGD.
+      relu: whether there is a ReLU between the layers.
+      frozen: the layers that are not trained, counted from 0 at the input.
 
     Raises:
-      ValueError: a name that is not known, sizes or rates that are not positive, a temperature without use.
+      ValueError: a name is unknown, a size or rate is not positive, or a temperature is missing or has no use.
     """
 
     dim: int
@@ -87,7 +88,7 @@ class Trajectory:
     """The layers of an ensemble at the recorded steps.
 
     Attributes:
-      setting: what the cells have in common.
+      setting: the settings that the cells share.
       depths: `[depths]`.
       amplitudes: `[amplitudes]`, variances of the augmentation's noise.
       seeds: `[seeds]`.
@@ -118,7 +119,7 @@ class Trajectory:
         """Singular values of the embeddings' covariance, `[depths, amplitudes, seeds, records, dim]`, descending.
 
         Args:
-          inputs: how many inputs, new and without noise, the same for all cells of a seed.
+          inputs: the number of new inputs without noise, the same for all cells of a seed.
         """
         weights = self._finite()
         found = np.empty((*weights.shape[:4], self.setting.dim))
@@ -130,7 +131,7 @@ class Trajectory:
         return found
 
     def finite(self) -> np.ndarray:
-        """Which cells did not diverge, `[depths, amplitudes, seeds]`."""
+        """Whether each cell stayed finite, `[depths, amplitudes, seeds]`."""
         return np.asarray(np.isfinite(self.weights).all(axis=(3, 4, 5, 6)))
 
     def _finite(self) -> np.ndarray:
@@ -151,18 +152,19 @@ def simulate(
     """Trains the whole grid of cells, in JAX's default floating dtype.
 
     Args:
-      setting: what the cells have in common.
+      setting: the settings that the cells share.
       depths: numbers of layers.
       amplitudes: variances of the augmentation's noise.
-      seeds: of the data, the noise and the initial layers.
-      steps: when to record the layers, ascending; the last is the length of the run, 0 the initial layers.
-      progress: called with the step about fifty times on the way, for a progress bar.
+      seeds: the seeds of the data, the noise and the initial layers.
+      steps: the steps at which to record the layers, ascending. 0 records the initial layers; the last is the length of
+        the run.
+      progress: called about fifty times with the step reached, for a progress bar.
 
     Returns:
       The layers at those steps.
 
     Raises:
-      ValueError: an empty or invalid axis of the grid, or a frozen layer that the shallowest cell lacks.
+      ValueError: an axis of the grid is empty or invalid, or the shallowest cell lacks a frozen layer.
 
     References:
       Jing et al., ICLR 2022, Figs. 3-6.
@@ -191,7 +193,7 @@ def simulate(
             weights = advance(weights, *axes, step, stop)
             step = stop
             if progress:
-                jax.block_until_ready(weights)  # keeps the bar honest
+                jax.block_until_ready(weights)  # or the bar would run ahead of the computation
                 progress(step)
         # Copied, because the next call overwrites the buffer.
         records.append(np.array(weights[:cells]))
@@ -207,13 +209,13 @@ def simulate(
 
 
 def embed(layers: Sequence[jax.Array] | np.ndarray, x, depth, *, relu: bool):
-    """The embeddings W_L ... W_1 x of the rows of x, with ReLU between the model's layers where asked for.
+    """The embeddings W_L ... W_1 x of the rows of x.
 
     Args:
       layers: the matrices from the input on; identities beyond the depth.
-      x: `[n, d]`, inputs; of jax.numpy or numpy, like the layers.
-      depth: how many of the layers are the model's; may be traced.
-      relu: ReLU after each of its layers but the last.
+      x: `[n, d]`, inputs; a JAX or a NumPy array, like the layers.
+      depth: the number of layers without the padding; may be traced.
+      relu: whether a ReLU follows each of the model's layers but the last.
 
     Returns:
       `[n, d]`.
@@ -232,7 +234,7 @@ def embed(layers: Sequence[jax.Array] | np.ndarray, x, depth, *, relu: bool):
 
 
 def collapsed(values: np.ndarray, *, below: float) -> np.ndarray:
-    """How many of the values along the last axis are smaller than `below` times the largest of them."""
+    """The number of values along the last axis that are smaller than `below` times the largest of them."""
     values = np.asarray(values)
     return np.sum(values < below * values.max(axis=-1, keepdims=True), axis=-1)
 
@@ -252,8 +254,9 @@ def _advance(setting: Setting, mesh: Mesh, block: int):
             drawn = _draw(setting, jax.random.fold_in(key, i), amplitude.dtype)
 
             def embeddings(weights):
-                # The views are basis @ drawn. Folding the basis into the first layer spares forming them, and leaves
-                # the expensive draws to products alone: XLA would fuse them into every elementwise reader, once each.
+                # The views are basis @ drawn. Folding the basis into the first layer avoids forming them, so that only
+                # matrix products read the draws. XLA would repeat the expensive draws in every elementwise operation
+                # that reads them.
                 first = [weights[0] @ basis for basis in bases]
                 return tuple(embed([w, *weights[1:]], drawn, depth, relu=setting.relu) for w in first)
 
@@ -262,7 +265,7 @@ def _advance(setting: Setting, mesh: Mesh, block: int):
             rate = setting.learning_rate / setting.samples
             return weights - rate * jnp.where(active[:, None, None], gradient, 0)
 
-        # Traced bounds: one compilation serves runs of any length, which a scan's static length would not.
+        # The bounds are traced, so that one compilation serves runs of any length; a scan's length is static.
         return jax.lax.fori_loop(start, stop, step, weights)
 
     def one_device(weights, depth, amplitude, seed, start, stop):
@@ -290,23 +293,23 @@ def _initial(setting: Setting, layers: int, depth: jax.Array, amplitude: jax.Arr
         )
 
     with jax.default_matmul_precision("highest"):
-        # One after the other: batched SVDs side by side can wait for each other's threads for good.
+        # Not vmap: batched SVDs that run side by side can wait for each other's threads forever.
         return jax.lax.map(lambda cell: one_cell(*cell), (depth, amplitude, seed))
 
 
 def _draw(setting: Setting, key: jax.Array, dtype) -> jax.Array:
     """The standard normals of one batch, `[n, d + noise]`.
 
-    Drawn in float32 whatever the dtype: both precisions then see the same data, and float64 draws cost three times as
-    much.
+    They are drawn in float32 for every dtype, so that both precisions see the same data. float64 draws would also cost
+    three times as much.
     """
     width = setting.dim + _noisy(setting) * (1 + setting.two_sided)
-    # Drawn flat: rows of an odd length would leave the vector units idle.
+    # Drawn flat, because rows of an odd length would leave the vector units idle.
     return jax.random.normal(key, (setting.samples * width,), jnp.float32).reshape(-1, width).astype(dtype)
 
 
 def _bases(setting: Setting, amplitude: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """What turns the draws of a sample into its two views x and x', both `[d, d + noise]`."""
+    """The matrices that turn the draws of a sample into its views x and x', both `[d, d + noise]`."""
     eye = jnp.eye(setting.dim, dtype=amplitude.dtype)
     data = setting.data_variance**0.5 * eye
     noise = jnp.sqrt(amplitude) * eye[:, setting.dim - _noisy(setting) :]
@@ -317,7 +320,7 @@ def _bases(setting: Setting, amplitude: jax.Array) -> tuple[jax.Array, jax.Array
 
 
 def _noisy(setting: Setting) -> int:
-    """How many coordinates, the last ones, carry noise."""
+    """The number of coordinates with noise, which are the last ones."""
     return setting.dim if setting.noise == "isotropic" else setting.dim // 2
 
 
@@ -358,7 +361,7 @@ def _decay(dim: int, dtype) -> jax.Array:
 
 
 def _block(cells: int) -> int:
-    """Cells in a block on a device that has so many: as few padded ones as possible."""
+    """The size of the blocks for a device's cells, chosen for as little padding as possible."""
     if jax.default_backend() != "cpu":
         return cells
     return -(-cells // -(-cells // CPU_BLOCK))

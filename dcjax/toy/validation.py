@@ -1,16 +1,16 @@
-"""What the functions of this package refuse. Values are looked at only where they are concrete, never under `jit`."""
+"""Checks of the arguments of this package's functions. Values are checked where they are concrete, not under `jit`."""
 
 import jax
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-# How far from its transpose a symmetric matrix may be, relative to its largest entry.
+# The difference from its transpose that a symmetric matrix may have, relative to its largest entry.
 SYMMETRY = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-10}
 
 
 def concrete(*values: object) -> bool:
-    """Whether all of these have values to look at, which a traced array has not."""
+    """Whether none of these is traced, so that all have values."""
     return not any(isinstance(value, Tracer) for value in values)
 
 
@@ -47,7 +47,7 @@ def check_symmetric(x_matrix: jax.Array | np.ndarray, *, size: int) -> None:
     if concrete(x_matrix):
         values = np.asarray(x_matrix)
         error = np.abs(values - values.T).max()
-        # The dtype that will compute: without x64 a float64 copy of a float32 matrix is float32 again.
+        # The dtype of the computation decides: without x64, JAX makes a float64 copy of a float32 matrix float32 again.
         allowed = SYMMETRY.get(jax.dtypes.canonicalize_dtype(values.dtype), 1e-6) * np.abs(values).max()
         if error > allowed:
             raise ValueError(

@@ -39,7 +39,7 @@ def test_spectrum_is_the_covariances():
 
 def test_collapsed_dimensions_are_resolved_far_below_float32():
     values = 10.0 ** -np.arange(0, 20, 2)
-    # The mean of 3 sits 3e9 above the smallest deviations of 1e-9: 1e-6 of them is what float64 leaves.
+    # The mean of 3 is 3e9 times the smallest deviations of 1e-9, so float64 leaves them an accuracy of 1e-6.
     np.testing.assert_allclose(spectrum(embedding(values), normalize=False), values, rtol=1e-4)
 
 

@@ -63,7 +63,7 @@ def test_theorem_3_on_aligned_layers(x64):
         np.testing.assert_allclose(rate, singular_value_velocity(w, v), rtol=1e-10)
         moving = differences(lambda w: np.linalg.svd(w, compute_uv=False), w, velocity=(v,))
         np.testing.assert_allclose(rate, moving, rtol=1e-6)  # rounding of 1e-16 over a step of 1e-6
-    # Not so where V2 = U1^T, which is what the paper prints.
+    # The rates differ for V2 = U1^T, as the paper prints.
     u1 = w1 @ v1 / s1
     other = np.linalg.svd(w2)[0] * s2 @ u1
     wrong = singular_value_velocity(w1, two_layer_velocity(w1, other, x_matrix)[0])
@@ -80,7 +80,7 @@ def test_lemma_6_with_the_sign_corrected(x64):
     w1, w2, gradient = np.random.default_rng(0).normal(size=(3, 5, 5))
     velocity = -w2.T @ gradient, -gradient @ w1.T
     a, a_velocity = alignment_velocity(w1, w2, gradient)
-    # |A| is free of the SVD's signs, and no entry here is near 0.
+    # |A| does not depend on the SVD's signs, and no entry is near 0 here.
     moving = differences(lambda *w: np.abs(alignment_matrix(*w)), w1, w2, velocity=velocity)
     np.testing.assert_allclose(np.sign(a) * a_velocity, moving, rtol=1e-5, atol=1e-7)
     assert np.abs(np.sign(a) * a_velocity + moving).max() > 0.1  # the printed sign

@@ -1,4 +1,4 @@
-"""`python -m dcjax.toy`: its files, its exit status, and its answers to mistakes."""
+"""The command `python -m dcjax.toy`: its files, its exit status, and its answers to mistakes."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def command(*flags, cwd):
 
 @pytest.fixture
 def precision():
-    """The command sets JAX's precision for its process, which here is that of all tests."""
+    """Restores JAX's precision, which the command sets for its whole process and so for all tests."""
     before = jax.config.jax_enable_x64
     yield
     jax.config.update("jax_enable_x64", before)
@@ -31,7 +31,7 @@ def precision():
 
 def test_a_statement_prints_its_table_and_writes_its_files(tmp_path, monkeypatch, capsys, precision):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dcjax.toy.statements.lemmas.SAMPLES", (2, 8))  # as many programs
+    monkeypatch.setattr("dcjax.toy.statements.lemmas.SAMPLES", (2, 8))  # each is a program to compile
     main(["--lemma", "1", "--dim", "3", "--seeds", "2"])
     printed = capsys.readouterr().out
     numbers = json.loads((tmp_path / "runs/toy/lemma_1.json").read_text())
@@ -46,7 +46,7 @@ def test_a_statement_prints_its_table_and_writes_its_files(tmp_path, monkeypatch
 
 
 def test_a_claim_that_fails_is_exit_status_1(tmp_path, monkeypatch, precision):
-    """Statements of one claim each, in place of the real ones: the second fails."""
+    """Stubs with one claim each replace the statements; under the larger amplitude the claim fails."""
 
     def stated(name):
         def statement(*, seed=0, amplitude=2.0):
@@ -83,7 +83,7 @@ def test_a_simulation_that_diverges_names_the_flag(tmp_path, monkeypatch, precis
 
 @pytest.mark.slow
 def test_many_seeds_do_not_wait_for_each_other(tmp_path):
-    """Batched SVDs side by side starve a pool of few threads."""
+    """Batched SVDs that run side by side starve a pool of few threads."""
     assert command("--theorem", "3", "--seeds", "16", cwd=tmp_path).returncode == 0
 
 
@@ -131,7 +131,7 @@ def test_mistakes(tmp_path, monkeypatch, flags, setting, found):
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 3, 5])
 def test_small_models_leave_no_traceback(tmp_path, dim):
-    """Not every claim holds of models so small, but each is put to the test and reported."""
+    """Models so small break some claims, but every claim is tested and reported."""
     done = command("--all", "--dim", str(dim), "--seeds", "2", "--steps", "300", cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
     assert "Traceback" not in done.stderr

@@ -24,7 +24,7 @@ from dcjax.toy import (
 )
 from dcjax.toy.flows import _over_times, _split_flow
 
-# One program for each shape: uncompiled, every operation would be a program of its own.
+# Compiled to one program per shape; otherwise every operation would be a program of its own.
 value_flow = jax.jit(singular_value_flow)
 blow_up = jax.jit(blow_up_time)
 conserved = jax.jit(conserved_quantity)
@@ -44,8 +44,8 @@ def error(found, expected):
 
 
 def solve(velocity, state, times):
-    """The states at the times, by SciPy's Runge-Kutta method of order 8. Each time ends a run: between the steps of a
-    run there is only an interpolation of order 7."""
+    """The states at the times, by SciPy's Runge-Kutta method of order 8. Each time ends a run, because between the
+    steps of a run SciPy interpolates at order 7 only."""
     shape, y, now, states = np.shape(state), np.ravel(state), 0.0, []
 
     def flat(_, y):
@@ -69,7 +69,7 @@ def test_linear_flow_against_the_ode(x64):
         assert closed.shape == (7, 4, 6)
         assert max(error(a, b) for a, b in zip(closed, solved, strict=True)) <= 1e-10
         np.testing.assert_allclose(closed[0], w0, rtol=1e-12)
-    # Along the k-th eigenvector the flow is a scalar exponential; the negative eigenvalues are what collapses.
+    # Along the k-th eigenvector the flow is a scalar exponential; the directions of negative eigenvalues collapse.
     values, vectors = np.linalg.eigh(x_matrix)
     lengths = np.linalg.norm(np.asarray(closed) @ vectors, axis=1)
     expected = np.linalg.norm(w0 @ vectors, axis=0) * np.exp(np.outer(times, values))
@@ -87,7 +87,7 @@ def test_integrate_a_tree_of_states(x64):
 
 
 def test_linear_flow_is_exact_at_every_norm(x64):
-    """Between 5.4 and 10.8, 10.8 and 21.5, ... jax.scipy.linalg.expm alone loses up to half of the digits."""
+    """For norms between 5.4 and 10.8, 10.8 and 21.5, ... jax.scipy.linalg.expm loses up to half of the digits."""
     for norm in (1.0, 5.3, 6.0, 10.7, 11.0, 40.0, 300.0):
         for seed in range(5):
             x_matrix = symmetric(4, seed)
@@ -193,10 +193,10 @@ def test_singular_value_flow_against_the_ode(x64):
 
 
 def test_blow_up_time(x64):
-    # Continuous through gap = 0, where the logarithm's own formula is 0/0.
+    # The time is continuous at gap = 0, where the formula with the logarithm is 0/0.
     gaps = np.array([-1e-4, -1e-8, -1e-13, 0, 1e-13, 1e-8, 1e-4])
     np.testing.assert_allclose(blow_up(0.5, gaps, 0.8), 2.5 * (1 - 2 * gaps), rtol=1e-7)
-    # The last five never do: they shrink, are 0, have another layer of 0, or that but for rounding.
+    # The last five never do: they shrink, are 0, or the other layer is 0, exactly or up to rounding.
     sigma0, gap, rate, expected = np.transpose([
         (0.5, 0.0, 0.8, 2.5),
         (0.5, 0.75, 0.8, 1.15524530),
@@ -287,7 +287,7 @@ def test_whole_numbers_and_long_times(unchecked_shapes):
     np.testing.assert_allclose(linear_flow(np.eye(2, dtype=int), np.zeros((2, 2)), 1), np.eye(2))
     found = linear_flow(np.eye(2, dtype=int), np.float32([[0.5, 0.2], [0.2, 0.3]]), np.float32(0.5))
     assert found[0, 1] > 0.1
-    assert np.isnan(linear_flow(np.eye(2), np.diag([-1e8, -0.1]), 1.0)).all()  # not wrong without a word
+    assert np.isnan(linear_flow(np.eye(2), np.diag([-1e8, -0.1]), 1.0)).all()  # rather than silently wrong
 
 
 def test_one_compilation_serves_repeated_calls():
@@ -302,7 +302,7 @@ def test_one_compilation_serves_repeated_calls():
 def test_singular_value_flow_long_after_its_exponential_has_underflowed(x64):
     t = 300.0
     before, after = value_flow(0.5, 0.75, -0.8, np.array([t, 2 * t]))
-    # Its root has not.
+    # The exponential has underflowed, but its root has not.
     np.testing.assert_allclose(after, before * np.exp(-0.6 * t))
     assert np.isfinite(jax.jit(jax.grad(singular_value_flow))(0.5, 0.75, -0.8, 1e4))
 
@@ -311,5 +311,5 @@ def test_symmetry_is_judged_by_the_dtype(x64):
     almost = np.eye(3) + 1e-8 * np.triu(np.ones((3, 3)))
     with pytest.raises(ValueError, match="symmetric"):
         linear_flow(np.eye(3), almost, 1.0)
-    # Traced only: the values are looked at before anything is computed.
+    # Tracing is enough: values are checked before anything is computed.
     jax.eval_shape(lambda: linear_flow(np.eye(3, dtype=np.float32), almost.astype(np.float32), 1.0))

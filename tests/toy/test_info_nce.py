@@ -102,7 +102,7 @@ def identities(w, x, x_prime):
     [(9, 8), *(pytest.param(n, d, marks=pytest.mark.slow) for n in (2, 9, 64) for d in (1, 8, 32) if (n, d) != (9, 8))],
 )
 def test_identities_of_the_flow(x64, n, d):
-    """Few samples in many dimensions and the reverse are among the slow tests and, in small, in those of the lemmas."""
+    """The slow tests cover few samples in many dimensions and the reverse, as do the lemmas in small."""
     rng = np.random.default_rng(n * d)
     seeds = 5
     w = rng.normal(size=(seeds, d, d)) / d

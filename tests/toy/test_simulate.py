@@ -25,14 +25,14 @@ def dot_loss(z, z_prime, temperature):
 
 @functools.partial(jax.jit, static_argnames="setting")
 def views_of(setting, seed, step, amplitude):
-    """The two views of a step, formed one by one."""
+    """The two views of a step, formed explicitly."""
     drawn = _draw(setting, jax.random.fold_in(jax.random.key(seed), step), jnp.zeros(()).dtype)
     return [drawn @ basis.T for basis in _bases(setting, jnp.asarray(amplitude))]
 
 
 @functools.partial(jax.jit, static_argnames="setting")
 def plain_step(setting, layers, seed, step, amplitude):
-    """A step of SGD as one would write it: views, layers one after the other, autodiff of the mean loss."""
+    """A plain step of SGD: explicit views, one layer after the other, autodiff of the mean loss."""
 
     def loss(layers, x, x_prime):
         for i, w in enumerate(layers):
@@ -52,7 +52,7 @@ DEPTHS, AMPLITUDES, SEEDS = (2, 3), (0.0, 1.5), (0, 7)
 
 @functools.cache
 def five_steps(setting):
-    """A grid of eight cells: one a device, so that all grids of up to eight cells of a setting share its program."""
+    """A grid of eight cells, one per device. All grids of up to eight cells of a setting share its program."""
     return simulate(setting, depths=DEPTHS, amplitudes=AMPLITUDES, seeds=SEEDS, steps=[0, 5])
 
 
@@ -85,7 +85,7 @@ def test_against_plain_sgd(x64, changes, depths):
 
 
 def test_a_cell_does_not_depend_on_the_grid_around_it(x64):
-    """The larger grid steps through its cells in blocks, and stops between."""
+    """The larger grid trains its cells in blocks and stops in between."""
     grid = simulate(TINY, depths=[1, 2, 3], amplitudes=[0.5, 1.5], seeds=[0, 1, 7], steps=[2, 5])
     alone = five_steps(TINY)
     np.testing.assert_allclose(grid.weights[1:, 1, ::2, 1], alone.weights[:, 1, :, 1], rtol=1e-10, atol=1e-12)
@@ -97,7 +97,7 @@ def test_both_precisions_see_the_same_data():
     with double_precision():
         double = simulate(TINY, **grid)
     assert (single.weights.dtype, double.weights.dtype) == (np.float32, np.float64)
-    # Eight steps with rounding of 1e-7; other data would differ in the first digit.
+    # Eight steps leave rounding errors of 1e-7; other data would differ in the first digit.
     np.testing.assert_allclose(single.weights, double.weights, rtol=1e-3, atol=1e-4)
 
 
@@ -180,7 +180,7 @@ def test_divergence_is_kept_by_simulate_and_named_by_run():
 
 @pytest.mark.slow
 def test_both_causes_of_collapse_in_small(x64, optimised):
-    """Short runs of the figures' models, as the statements have them in fewer dimensions."""
+    """Short runs of the figures' models."""
     strong = run(STRONG, amplitudes=[0.5, 2.0], seeds=[0], steps=[1000, 2000], samples=64).singular_values()[
         0, :, 0, :, 0
     ]

@@ -1,4 +1,4 @@
-"""The statements that check themselves, in small, and the tables of the figures in full (slow)."""
+"""The statements in small, and the tables of the figures in full (slow)."""
 
 import dataclasses
 import json
@@ -26,8 +26,8 @@ SMALL = {
 
 @pytest.fixture
 def small(monkeypatch):
-    """Fewer samples, steps and rates than the statements' own; what they claim does not depend on these."""
-    # Two to four cells would leave most of the eight devices to padding, which is computed like any cell.
+    """Fewer samples, steps and rates than by default; the claims do not depend on these."""
+    # On eight devices most cells would be padding, which costs as much as any cell.
     devices = jax.local_devices()[:1]
     monkeypatch.setattr(jax, "local_devices", lambda: devices)
     for module in (theorems, corollaries):
@@ -84,7 +84,7 @@ def test_statements_hold_in_float32(statement):
 
 
 def test_a_statement_outside_its_conditions_fails(x64, small):
-    """Too few steps: the collapse has not happened, and the table says so."""
+    """After too few steps the collapse has not happened, and the table says so."""
     report = corollaries.corollary_1(dim=4, seeds=2, steps=10)
     assert not report.holds
     assert [check.holds for check in report.checks] == [True, False, True]

@@ -1,4 +1,4 @@
-"""What a statement of the theory claims, what was computed, and whether it holds: as a table and as JSON."""
+"""The result of testing a statement: its claims, the computed values, and a verdict on each, as a table and as JSON."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from dcjax.toy.statements.plot import Map, draw_curves, draw_maps
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One claim, put to the test. A claim without an error is an ordering or a count."""
+    """A claim and its test. The error is None where the claim is an ordering or a count."""
 
     claim: str
     stated: str
@@ -27,7 +27,7 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Numbers beside the claims, a row to a setting."""
+    """Further numbers, with one row per setting."""
 
     title: str
     header: Sequence[str]
@@ -36,16 +36,16 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A statement, its checks, and its figure.
+    """A statement, the checks of its claims, and its figure.
 
     Attributes:
-      title: which statement, and what it says in a few words.
+      title: the statement's name, and its content in a few words.
       statement: the formula as it is tested.
-      checks: the claims.
-      notes: where the printed statement must be read with care.
+      checks: the claims and their tests.
+      notes: cautions for the reader of the printed statement.
       panels: the figure from left to right, each a `Panel` or each a `Map`.
       tables: further numbers.
-      numbers: what the figure shows, arrays by name.
+      numbers: the arrays that the figure shows, by name.
     """
 
     title: str
@@ -67,20 +67,20 @@ class Report:
 
 
 def vanishes(claim: str, errors: Any, *, double: float, single: float) -> Check:
-    """A claim that errors are zero up to rounding: the largest against the bound of the running precision."""
+    """Claims that errors are zero up to rounding: the largest must not exceed the bound for JAX's precision."""
     error = float(np.max(np.asarray(errors)))
     allowed = double if in_double() else single
     return Check(claim, "0", f"{error:.1e}", bool(error <= allowed), error, allowed)
 
 
 def close(claim: str, computed: float, stated: float, *, allowed: float) -> Check:
-    """A claim that a number has a value."""
+    """Claims that a number has the stated value."""
     error = abs(float(computed) - stated)
     return Check(claim, f"{stated:.4g}", f"{computed:.4g}", bool(error <= allowed), error, allowed)
 
 
 def at_least(claim: str, values: Any, bound: float) -> Check:
-    """A claim that all values reach a bound; the smallest is shown. It does not hold where there is none to test."""
+    """Claims that all values reach a bound, and shows the smallest. Without a value to test it does not hold."""
     if not np.size(values):
         return Check(claim, f">= {bound:g}", "none", False)
     low = float(np.min(np.asarray(values)))
@@ -88,7 +88,7 @@ def at_least(claim: str, values: Any, bound: float) -> Check:
 
 
 def at_most(claim: str, values: Any, bound: float) -> Check:
-    """A claim that no value exceeds a bound; the largest is shown. It does not hold where there is none to test."""
+    """Claims that no value exceeds a bound, and shows the largest. Without a value to test it does not hold."""
     if not np.size(values):
         return Check(claim, f"<= {bound:g}", "none", False)
     high = float(np.max(np.asarray(values)))
@@ -96,20 +96,20 @@ def at_most(claim: str, values: Any, bound: float) -> Check:
 
 
 def counts(claim: str, values: Any, low: int, high: int) -> Check:
-    """A claim that counts, one a seed, lie in a range."""
+    """Claims that counts, one per seed, lie between `low` and `high`."""
     values = np.asarray(values).ravel()
     stated = str(low) if low == high else f"{low} to {high}"
     return Check(claim, stated, listed(values), bool((values >= low).all() and (values <= high).all()))
 
 
 def refuted(claim: str, errors: Any, *, by: float) -> Check:
-    """A printed formula that must fail: one counterexample is enough, so the largest of its errors counts."""
+    """Claims that a printed formula fails. One counterexample is enough, so the largest error counts."""
     error = float(np.max(np.asarray(errors)))
     return Check(claim, "must fail", f"off by {error:.2g}", bool(error > by), error)
 
 
 def relative_error(found: Any, expected: Any) -> Any:
-    """The largest difference over the largest entry of what was expected."""
+    """The largest difference, divided by the largest expected entry."""
     return jnp.max(jnp.abs(found - expected)) / jnp.max(jnp.abs(expected))
 
 
@@ -119,7 +119,7 @@ def in_double() -> bool:
 
 
 def listed(values: Any) -> str:
-    """Whole numbers as text: one where all agree."""
+    """Whole numbers as text, or a single one if all agree."""
     values = np.asarray(values).ravel()
     return str(values[0]) if (values == values[0]).all() else ", ".join(map(str, values))
 
@@ -145,7 +145,7 @@ def as_text(report: Report) -> str:
 
 
 def as_json(report: Report, options: dict[str, Any]) -> dict[str, Any]:
-    """The report as it is written to a file, with the options that it was made with."""
+    """The report as it is written to a file, with the options of the run."""
     return {
         "title": report.title,
         "statement": report.statement,
@@ -160,7 +160,7 @@ def as_json(report: Report, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Arrays as lists of numbers of six digits: a file to read, not a checkpoint."""
+    """Arrays as lists, with six digits per number: the file is for readers, not a checkpoint."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     array = np.asarray(value)
@@ -172,7 +172,7 @@ def _plain(value: Any) -> Any:
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:
-    """Rows as lines of equal columns, the first of them flush left, with a rule under the header."""
+    """Rows as lines of aligned columns, the first column flush left, with a rule under the header."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = []
     for row in rows:

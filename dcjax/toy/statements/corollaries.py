@@ -1,4 +1,4 @@
-"""Corollaries 1 and 2: what the collapse of the weights does to the embeddings."""
+"""Corollaries 1 and 2: the collapse of the weights carries over to the embeddings."""
 
 import functools
 
@@ -46,7 +46,7 @@ def corollary_1(*, seed: int = 0, seeds: int = 3, dim: int = 16, amplitude: floa
 
 
 def corollary_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, depth: int = 2, steps: int = 10000) -> Report:
-    """Layers that a linear model does not need give the covariance a low rank, with hardly any augmentation."""
+    """Superfluous linear layers give the covariance a low rank, with hardly any augmentation."""
     depth = max(depth, 2)
     trajectory = run(
         TWO_LAYERS, dim=dim, depths=[1, depth], amplitudes=[1e-6], seeds=range(seed, seed + seeds), steps=[steps]
@@ -96,5 +96,5 @@ def _covariance_identity(trajectory: Trajectory) -> Check:
 
 
 def _rank(values: np.ndarray) -> float:
-    """Mean over the seeds of the effective rank of centred embeddings with these covariance eigenvalues."""
+    """The mean over the seeds of the effective rank, from the covariance's eigenvalues `[seeds, dim]`."""
     return float(np.mean([effective_rank(np.sqrt(row)) for row in values]))

@@ -1,4 +1,4 @@
-"""The paper's toy figures, 3 to 6, with what they are said to show put to the test."""
+"""The paper's toy figures 3 to 6, and tests of the claims that they illustrate."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def figure_3(
             falling = np.median(tail / at_half[:, -noisy:])
             checks.append(Check(f"k = {k:g}: noisy directions still decay", "< 1", f"{falling:.2g}", bool(falling < 1)))
     if len(amplitudes) > 1:
-        # Settled or decaying, the noisy directions end lower the stronger the noise.
+        # Whether they settle or decay, the noisy directions end lower under stronger noise.
         ordered = np.median(last[..., -noisy:], axis=(1, 2))
         fall = np.max(ordered[1:] / ordered[:-1])
         checks.append(Check("stronger noise, smaller values there", "ratios < 1", f"{fall:.2g}", bool(fall < 1)))
@@ -208,7 +208,7 @@ def _threshold(seed: int, dim: int) -> Check:
     for k in (0.5, 1.5):
         x_matrix = np.asarray(interaction_matrix(x, x + k**0.5 * noise, np.full((n, n), 1 / n)))
         traces.append(np.trace(x_matrix[dim - dim // 2 :, dim - dim // 2 :]) / n)
-    # The mean of those eigenvalues is linear in k but for a cross term that averages out.
+    # The mean of those eigenvalues is linear in k, except for a cross term that averages out.
     return close("k at which X changes sign on the noise", 0.5 + traces[0] / (traces[0] - traces[1]), 1.0, allowed=0.05)
 
 

@@ -1,4 +1,4 @@
-"""Lemmas 1 to 3, put to the test on random inputs."""
+"""Lemmas 1 to 3, tested on random inputs."""
 
 import functools
 
@@ -131,7 +131,7 @@ def lemma_2(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
 
 
 def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 0.01) -> Report:
-    """The flow of two linear layers: its velocity, its integral for fixed X, and what it conserves."""
+    """The flow of two linear layers: its velocity, its integral for fixed X, and its conserved quantity."""
     evaluate = functools.partial(_two_layer_errors, dim=dim, amplitude=amplitude)
     found = over_seeds(evaluate, seed, seeds)
     order = np.log2(found["strang"][:, 2] / found["strang"][:, 3])
@@ -185,7 +185,7 @@ def lemma_3(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 
 
 
 def _two_layer_errors(key: jax.Array, *, dim: int, amplitude: float) -> dict[str, jax.Array]:
-    """How far velocity, split flow and conserved quantity are from what Lemma 3 says, for one seed."""
+    """The errors of velocity, split flow and conserved quantity with respect to Lemma 3, for one seed."""
     n = SAMPLES[-1]
     rtol, atol = (1e-12, 1e-14) if in_double() else (1e-6, 1e-8)
 
@@ -196,7 +196,7 @@ def _two_layer_errors(key: jax.Array, *, dim: int, amplitude: float) -> dict[str
     moving = two_layer_descent(x, x_prime)
     velocity = two_layer_velocity(w1, w2, x_matrix / n)
     derived = moving((w1, w2))
-    # X fixed, to half the time in which the fastest direction would reach infinity.
+    # X is fixed, and the flow ends at half the time at which the fastest direction would reach infinity.
     x_mean = x_matrix / n
     end = 0.5 * blow_up_time(jnp.ones(()), jnp.zeros(()), jnp.linalg.eigvalsh(x_mean)[-1])
     exact = integrate(lambda s: two_layer_velocity(s[0], s[1], x_mean), (w1, w2), end[None], rtol=rtol, atol=atol)
@@ -222,7 +222,7 @@ def _two_layer_errors(key: jax.Array, *, dim: int, amplitude: float) -> dict[str
 
 
 def _over_samples(errors, seed: int, seeds: int) -> dict[str, np.ndarray]:
-    """`errors(key, n)` for every seed and every N: arrays `[samples, seeds]` by name."""
+    """`errors(key, n)` for every seed and every N, as arrays `[samples, seeds]` by name."""
     rows = [over_seeds(functools.partial(errors, n=n), seed, seeds) for n in SAMPLES]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 

@@ -1,4 +1,4 @@
-"""Beyond the paper: how many dimensions collapse, over the strength of the augmentation and the depth of the model."""
+"""Beyond the paper: the number of collapsed dimensions over the strength of the augmentation and the depth."""
 
 import dataclasses
 import sys
@@ -17,7 +17,7 @@ THRESHOLD = 1e-2
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How finely the diagram is drawn."""
+    """The resolution of the diagram and the length of its runs."""
 
     amplitudes: int
     depth: int
@@ -26,7 +26,7 @@ class Size:
     samples: int
 
 
-# The first takes a few minutes on two cores.
+# SMALL takes a few minutes on two cores.
 SMALL = Size(amplitudes=32, depth=4, seeds=3, steps=10000, samples=64)
 FULL = Size(amplitudes=64, depth=6, seeds=8, steps=20000, samples=128)
 
@@ -42,8 +42,8 @@ def phase(
 ) -> Report:
     """Counts the collapsed dimensions of linear chains over a grid of augmentation amplitudes and depths.
 
-    With None, seeds, depth and steps are those of `SMALL` on a CPU and of `FULL` on an accelerator. `amplitude` is the
-    upper end of its axis.
+    seeds, depth and steps default to those of `SMALL` on a CPU and of `FULL` on an accelerator. The amplitudes reach up
+    to `amplitude`, and the depths up to `depth`.
     """
     size = SMALL if jax.default_backend() == "cpu" else FULL
     seeds, depth, steps = seeds or size.seeds, depth or size.depth, steps or size.steps
@@ -110,7 +110,7 @@ def _train(setting: Setting, depths: range, amplitudes: np.ndarray, seeds: range
 
 
 def _checks(amplitudes: np.ndarray, number: np.ndarray, share: np.ndarray, noisy: int) -> list[Check]:
-    """What the diagram must show, where its axes reach far enough."""
+    """The claims about the diagram, as far as its axes reach."""
     checks = []
     single, weakest = number[0], share[:, 0]
     for claim, where, stated in (("<= 0.5", amplitudes <= 0.5, 0), (">= 1.5", amplitudes >= 1.5, noisy)):

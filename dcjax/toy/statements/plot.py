@@ -35,10 +35,10 @@ class Curve:
     Attributes:
       y: `[points]`, or `[seeds, points]`.
       x: `[points]`; None for the ranks 1, 2, ...
-      label: for the legend; None for none.
+      label: its name in the legend; None leaves it out.
       colour: an index into the palette; a share from 0.0 to 1.0 of the colour map for families of curves; "grey" for
         a reference.
-      dots: points alone.
+      dots: whether to draw points without a line.
     """
 
     y: Any
@@ -80,7 +80,7 @@ class Map:
 
 
 def family(x: np.ndarray, values: np.ndarray, x_label: str, y_label: str, title: str) -> Panel:
-    """A curve for each singular value of `[seeds, points, dim]`, coloured by rank; the first and the last are named."""
+    """One curve per singular value of `[seeds, points, dim]`, coloured by rank; the first and the last are labelled."""
     last = values.shape[-1] - 1
     curves = [
         Curve(values[..., k], x, f"k = {k + 1}" if k in (0, last) else None, k / max(last, 1)) for k in range(last + 1)
@@ -88,7 +88,7 @@ def family(x: np.ndarray, values: np.ndarray, x_label: str, y_label: str, title:
     return Panel(curves, x_label, y_label, title, label_ends=True)
 
 
-def power_law(x: Sequence[float], values: np.ndarray, order: int, label: str) -> Curve:
+def power_law(x: Sequence[float | int], values: np.ndarray, order: int, label: str) -> Curve:
     """The reference line proportional to x ** order through the median of the last of `[seeds, points]`."""
     ratio = np.asarray(x, float) / x[-1]
     return Curve(np.median(values[:, -1]) * ratio**order, x, label, "grey")
@@ -155,7 +155,7 @@ def _draw_panel(ax: Axes, panel: Panel) -> None:
             ax.fill_between(x, y.min(axis=0), y.max(axis=0), color=look["color"], alpha=0.2, linewidth=0)
     if panel.log_x:
         ax.set_xscale("log")
-        # Few points, all of them worth a tick; the powers of ten would crowd them.
+        # Each of the few points gets a tick; powers of ten would crowd them.
         ticks = np.unique(np.concatenate([np.asarray(curve.x, float) for curve in panel.curves]))
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.xaxis.set_minor_locator(NullLocator())

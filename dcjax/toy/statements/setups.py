@@ -1,4 +1,4 @@
-"""What the statements are tested on: random models, and the settings of the paper's toy figures."""
+"""The setups in which the statements are tested: random models, and the settings of the paper's toy figures."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import numpy as np
 from dcjax.toy.info_nce import info_nce
 from dcjax.toy.simulate import Setting, Trajectory, simulate
 
-# Fig. 3: one linear layer, pairs of inputs that differ by the identity, noise on half of the coordinates of one view.
+# Fig. 3: one linear layer, inputs whose differences have variance 1, and noise on half of one view's coordinates.
 STRONG = Setting(
     dim=16,
     samples=128,
@@ -24,7 +24,7 @@ STRONG = Setting(
     learning_rate=0.1,
 )
 
-# Figs. 4 to 6: standard normal inputs, little noise on all coordinates of both views, an initial spectrum that decays.
+# Figs. 4 to 6: standard normal inputs, noise on all coordinates of both views, and an initial spectrum that decays.
 TWO_LAYERS = Setting(
     dim=16,
     samples=128,
@@ -75,18 +75,18 @@ def run(
 
 
 def over_seeds(evaluate: Callable[[jax.Array], Any], seed: int, seeds: int) -> Any:
-    """`evaluate(key)` for each of the seeds from `seed` on: NumPy arrays with a leading axis `[seeds]`.
+    """`evaluate(key)` for each of the seeds from `seed` on, as NumPy arrays with a leading axis `[seeds]`.
 
-    One after the other, and without `vmap` over decompositions: batched SVDs that run side by side on CPU wait for each
-    other's threads, for good where the cores are few.
+    The seeds run one after the other, without `vmap`: batched SVDs that run side by side on a CPU wait for each other's
+    threads, and forever where the cores are few.
     """
     keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
-    with jax.default_matmul_precision("highest"):  # what the statements multiply themselves
+    with jax.default_matmul_precision("highest"):  # for the products in `evaluate`
         return jax.tree.map(np.asarray, jax.jit(functools.partial(jax.lax.map, evaluate))(keys))
 
 
 def two_layer_descent(x: jax.Array, x_prime: jax.Array) -> Callable[[Any], Any]:
-    """The velocity (W1', W2') of the real flow of two layers: minus the gradient of the mean of eq. 2, by autodiff."""
+    """The velocity (W1', W2') of two layers, by autodiff: minus the gradient of the mean of eq. 2, in which X moves."""
 
     def loss(layers):
         product = layers[1] @ layers[0]

@@ -1,4 +1,4 @@
-"""Theorems 1 to 3, put to the test: in closed form, against an ODE solver, and with the real X of SGD."""
+"""Theorems 1 to 3, tested in closed form, against an ODE solver, and with the real X of SGD."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ from dcjax.toy.statements.claims import (
 from dcjax.toy.statements.plot import Curve, Panel, alignment_map, family, power_law
 from dcjax.toy.statements.setups import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 
-FIXED_SAMPLES = 512  # behind the X that Theorem 1 holds fixed
+FIXED_SAMPLES = 512  # of the X that Theorem 1 holds fixed
 
 
 def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float = 2.0, steps: int = 6000) -> Report:
@@ -55,7 +55,7 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
     # A variance from n normal samples has a relative error of sqrt(2 / n); these average over seeds and coordinates.
     standard_error = ((2 / FIXED_SAMPLES) * (1 + amplitude**2) / (noisy * seeds)) ** 0.5
     checks = []
-    if abs(amplitude - 1) >= 0.5:  # nearer to the threshold neither the sample nor the steps decide
+    if abs(amplitude - 1) >= 0.5:  # nearer to the threshold, samples and steps are too few to decide
         negative = np.sum(found["eigenvalues"] < 0, axis=1)
         gone = noisy if amplitude > 1 else 0
         below = collapsed(trained[:, -1], below=1e-2)
@@ -97,7 +97,7 @@ def theorem_1(*, seed: int = 0, seeds: int = 4, dim: int = 16, amplitude: float 
 
 
 def theorem_2(*, seed: int = 0, seeds: int = 3, dim: int = 16, steps: int = 3000) -> Report:
-    """Two layers align where their singular values outgrow what the flow conserves, and there alone."""
+    """Two layers align only where their singular values outgrow the conserved quantity."""
     setting = dataclasses.replace(TWO_LAYERS, dim=dim, learning_rate=0.05)
     grid = {"depths": [2], "amplitudes": [1e-6], "seeds": range(seed, seed + seeds), "steps": [0, steps]}
     runs = {
@@ -151,7 +151,7 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
     n, times, rates = 64, np.asarray([1.0, 5.0, 20.0, 60.0]), (0.04, 0.02, 0.01, 0.005)
     rtol, atol = (1e-11, 1e-13) if in_double() else (1e-6, 1e-8)
 
-    # Rounding breaks the balance as well: in float32 by more than the smallest s^2.
+    # Rounding breaks the balance as well, in float32 by more than the smallest s^2.
     counted = dim if in_double() else max(dim // 4, 1)
 
     def evaluate(key):
@@ -164,7 +164,7 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
         gaps = jax.lax.map(lambda s: jnp.square(_values(s[0])) - jnp.square(_values(s[1])), solved)
 
         def sgd(rate):
-            # O(rate) is left of C; it swamps the squares of the smaller half.
+            # SGD makes C of O(rate), which exceeds the squares of the smaller half of the values.
             end = descend(velocity, layers, rate=rate, steps=round(1 / rate))
             return compare(end, count=max(dim // 2, 1))["error"]
 
@@ -215,7 +215,7 @@ def theorem_3(*, seed: int = 0, seeds: int = 4, dim: int = 16) -> Report:
 
 
 def _fixed_x_flow(key: jax.Array, *, times: np.ndarray, dim: int, amplitude: float) -> dict[str, jax.Array]:
-    """The flow of a linear model with the X of small weights held fixed: closed forms, and how far they are apart."""
+    """The flow of a linear model with the X of small weights held fixed: closed forms, and their errors."""
     rtol, atol = (1e-13, 1e-15) if in_double() else (1e-6, 1e-9)
     w0, x, x_prime = random_model(key, FIXED_SAMPLES, dim, amplitude)
     # Small weights: all alpha are 1/N and X/N is 2 Cov(x) - Cov(noise), (1 - amplitude) I on the noisy half.
@@ -236,7 +236,7 @@ def _fixed_x_flow(key: jax.Array, *, times: np.ndarray, dim: int, amplitude: flo
     return {
         "ode": each(closed, solved),
         "spectral": each(spectral, closed),
-        # Each relative to itself, while the largest has not yet drowned the smallest in rounding.
+        # Each is relative to itself, at times before the rounding of the largest hides the smallest.
         "lengths": jnp.max(jnp.abs(lengths / expected - 1)[times <= 2], axis=1),
         "squeezed": jnp.max(jnp.maximum(low - singular, singular - high) / singular[:, :1]),
         "noise_trace": jnp.sum(jnp.diagonal(x_matrix)[dim - dim // 2 :]),
@@ -276,12 +276,12 @@ def _compare_rates(layers, *, count, views, flow) -> dict[str, jax.Array]:
 
 
 def forced_alignment(weights: np.ndarray, *, size: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the conserved C forces on A, for the layers `[seeds, 2, dim, dim]`, each `[seeds]`.
+    """The constraints of the conserved C on A, for layers `[seeds, 2, dim, dim]`.
 
     Returns:
-      The relative error of A_kl (s1_l^2 - s2_k^2) = v2_k^T C u1_l, the largest |A_kl| |s1_l^2 - s2_k^2| / |C|, and the
-      smallest singular value of a leading block of A (1 where both layers' leading vectors span the same space): that
-      with s1_k^2 > 10 |C|, or of the size given.
+      Three arrays `[seeds]`: the relative error of A_kl (s1_l^2 - s2_k^2) = v2_k^T C u1_l, the largest |A_kl| |s1_l^2 -
+      s2_k^2| / |C|, and the smallest singular value of a leading block of A (1 where both layers' leading vectors span
+      the same space). The block has the given size, or else s1_k^2 > 10 |C|; seeds without such a block are left out.
     """
     w1, w2 = weights[:, 0], weights[:, 1]
     c = np.asarray(jax.vmap(conserved_quantity)(w1, w2))
@@ -300,11 +300,11 @@ def forced_alignment(weights: np.ndarray, *, size: int | None = None) -> tuple[n
 
 
 def _fixed_positive_definite(seed: int, seeds: int, dim: int) -> tuple[np.ndarray, float, float]:
-    """Two layers under a fixed positive definite X, on their way to infinity.
+    """Follows two layers under a fixed positive definite X on their way to infinity.
 
     Returns:
-      A at the end `[seeds, dim, dim]`, how much the largest singular value grew (least over the seeds), and the error
-      of Lemma 6's A' against autodiff (largest over the seeds).
+      A at the end `[seeds, dim, dim]`, the largest singular value of W1 there, which started at 1 (the least over the
+      seeds), and the error of Lemma 6's A' against autodiff (the largest over the seeds).
     """
     rtol, atol = (1e-10, 1e-12) if in_double() else (1e-5, 1e-7)
 
@@ -314,12 +314,12 @@ def _fixed_positive_definite(seed: int, seeds: int, dim: int) -> tuple[np.ndarra
         x_matrix = root @ root.T + 0.1 * jnp.eye(dim, dtype=root.dtype)
 
         def slowed(layers):
-            # The same curves in another time, in which infinity is never reached.
+            # This rescales time: the curves stay the same, but never reach infinity.
             scale = sum(jnp.sum(jnp.square(w)) for w in layers)
             return jax.tree.map(lambda v: v / scale, two_layer_velocity(layers[0], layers[1], x_matrix))
 
         end1, end2 = (w[0] for w in integrate(slowed, (w1, w2), jnp.asarray([10.0]), rtol=rtol, atol=atol))
-        # Lemma 6 at the start, where A turns fastest. |A| is free of the signs that the SVD chooses.
+        # Lemma 6 at the start, where A turns fastest. |A| does not depend on the signs that the SVD chooses.
         velocity = two_layer_velocity(w1, w2, x_matrix)
         a, a_velocity = alignment_velocity(w1, w2, -(w2 @ w1 @ x_matrix))
         _, derived = jax.jvp(lambda w1, w2: jnp.abs(alignment_matrix(w1, w2)), (w1, w2), velocity)
