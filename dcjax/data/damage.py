@@ -6,7 +6,8 @@ import weakref
 
 import numpy as np
 
-from dcjax.data.sources.base import DamagedImageError, Source, Subset, some
+from dcjax.data.decode import DamagedImageError
+from dcjax.data.sources.base import Source, Subset, some
 from dcjax.runtime.errors import SettingError
 
 

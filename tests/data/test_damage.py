@@ -7,7 +7,7 @@ import pytest
 from numbered import Numbered, equal, evaluate, indices, loader
 
 from dcjax.data import Subset
-from dcjax.data.sources.base import DamagedImageError
+from dcjax.data.decode import DamagedImageError
 from dcjax.runtime.errors import SettingError
 
 

@@ -14,9 +14,8 @@ from helpers import ROOT
 from PIL import Image
 
 from dcjax.data import open_source, prepare
-from dcjax.data.crops import decode
+from dcjax.data.decode import DamagedImageError, decode
 from dcjax.data.resize import as_stored, resized
-from dcjax.data.sources.base import DamagedImageError
 from dcjax.runtime.errors import SettingError
 
 

@@ -10,11 +10,6 @@ import numpy as np
 
 from dcjax.runtime.errors import SettingError
 
-
-class DamagedImageError(SettingError):
-    """An image that cannot be read or decoded; the message names it."""
-
-
 SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dcjax.data import crops
+from dcjax.data.decode import decode
 from dcjax.data.sources.base import SPLIT_ALIASES, fingerprint, some, split_setting
 from dcjax.runtime.errors import SettingError
 
@@ -63,7 +63,7 @@ class FolderSource:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         data, label = self.read(i)
-        return crops.decode(data, self.image_name(i)), label
+        return decode(data, self.image_name(i)), label
 
     def read(self, i: int) -> tuple[bytes, int]:
         """The bytes of image `i` as they are in its file, and its label."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcjax.data import crops
+from dcjax.data.decode import decode
 from dcjax.data.sources.base import (
     SPLIT_ALIASES,
     did_you_mean,
@@ -103,7 +103,7 @@ class TFDSSource:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         data, label = self.read(i)
-        return crops.decode(data, self.image_name(i)), label
+        return decode(data, self.image_name(i)), label
 
     def read(self, i: int) -> tuple[bytes, int]:
         """The bytes of image `i` as they were prepared, and its label."""
