@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dcjax.config import Config
-from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
+from dcjax.data import FixedSizeImages, Source, TolerantSource, TrainLoader, eval_batches, open_source, train_loader
 from dcjax.data.augment import Augmentation, normalize
 from dcjax.data.crops import INTERPOLATIONS
 from dcjax.evaluation import SCHEDULES, Batch, Encode, Features, extract, make_encode
@@ -76,7 +76,6 @@ class Experiment:
             process_count=jax.process_count(),
             threads=data.threads,
             prefetch=PREFETCH,
-            max_damaged=data.max_damaged,
         )
 
     def eval_batches(self, source: Source, *, batch_size: int | None = None) -> Iterator[Batch]:
@@ -91,7 +90,6 @@ class Experiment:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=data.threads,
-            max_damaged=data.max_damaged,
         )
 
     @property
@@ -157,13 +155,10 @@ def build(config: Config) -> Experiment:
         )
     augmentation = Augmentation(**config.augment)
 
-    data = config.data
-    train_source = open_source(data.name, dir=data.dir, dataset=data.dataset, split=data.train_split)
+    train_source = open_split(config, "train_split")
     test_source = None
-    if train_source.classes and data.test_split:
-        test_source = open_source(
-            data.name, dir=data.dir, dataset=data.dataset, split=data.test_split, classes=train_source.classes
-        )
+    if train_source.classes and config.data.test_split:
+        test_source = open_split(config, "test_split", classes=train_source.classes)
     if config.probe.after_training:
         check_labels(config, train_source)
         if not config.probe.cached:
@@ -179,6 +174,14 @@ def build(config: Config) -> Experiment:
         width=width,
         augmentation=augmentation,
     )
+
+
+def open_split(config: Config, key: str, *, classes: Sequence[str] = ()) -> Source:
+    """The images of a split: one count of the damaged ones and one copy of them in memory, for the whole run."""
+    data = config.data
+    source: Source = open_source(data.name, dir=data.dir, dataset=data.dataset, split=data[key], classes=classes)
+    source = TolerantSource(source, data.max_damaged)
+    return FixedSizeImages(source, data.stored_size) if data.stored_size else source
 
 
 def check_values(config: Config) -> None:

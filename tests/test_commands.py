@@ -91,7 +91,7 @@ def test_help(module, capsys):
         ({"checkpoint_every_steps": 0}, "checkpoint_every_steps", "0"),
         ({"augment__flip": 1.5}, "augment.flip", "1.5"),
         # The first image tells, when the step is compiled; the loader has a test of its own.
-        pytest.param({"data__stored_size": 9}, "data.stored_size", "9", marks=pytest.mark.slow),
+        pytest.param({"data__stored_size": 9}, "stored_size", "9", marks=pytest.mark.slow),
         ({"data__image_size": 0}, "data.image_size", "0"),
         ({"data__image_size": 7}, "data.image_size", "7"),
         ({"model__stem": "imagenet"}, "data.image_size", "8"),

@@ -12,10 +12,18 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dcjax.runtime.errors import unknown_name
+
 Box = tuple[int, int, int, int]
 ATTEMPTS = 10
 DRAWS = 2 * ATTEMPTS + 2
 INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def check_interpolation(name: str) -> None:
+    """Raises `ValueError` for a name that is not among `INTERPOLATIONS`."""
+    if name not in INTERPOLATIONS:
+        raise unknown_name("interpolation", name, INTERPOLATIONS)
 
 
 def random_resized_crop_box(
