@@ -13,9 +13,6 @@ from dcjax.data.fixed_size import read_many
 from dcjax.data.order import endless_order
 from dcjax.data.sources.base import Source
 
-# Every reader thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
-cv2.setNumThreads(0)
-
 # Images that one thread reads at a time: those of one size, which are copied, and those of many, which are decoded.
 COPY_CHUNK = 64
 DECODE_CHUNK = 16
@@ -232,6 +229,8 @@ def _start(chunks: Any, *, threads: int, ahead: int) -> Any:
     """Grain's iterator over chunks of a batch, read by threads."""
     import grain
 
+    # Each thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
+    cv2.setNumThreads(0)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     return iter(chunks.to_iter_dataset(options))
 

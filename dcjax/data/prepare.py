@@ -27,6 +27,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import cv2
 from tqdm import tqdm
 
 from dcjax.data.resize import ENCODING, as_stored
@@ -134,7 +135,9 @@ def write_set(
             write_shard(work / shard.file_name(name), sources[shard.split], shard, features, resize=resize, stop=stop)
             bar.update(shard.count)
 
-        # Reading waits for the disk, and the writer, as what resizes an image, works outside of Python's lock.
+        # Reading waits for the disk, and the writer, as what resizes an image, works outside of Python's lock. Each
+        # thread has images of its own: threads inside OpenCV as well would only fight over the same cores.
+        cv2.setNumThreads(0)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
                 for _ in pool.map(write, shards):

@@ -3,6 +3,9 @@
 import gc
 import itertools
 import math
+import pathlib
+import subprocess
+import sys
 import time
 import weakref
 
@@ -15,6 +18,8 @@ from scipy import stats
 from dcjax.data import FixedSizeImages, Subset, crops, eval_batches, open_source
 from dcjax.data.order import epoch_order
 from dcjax.runtime.errors import SettingError
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_batch_of_whole_images():
@@ -280,8 +285,23 @@ def test_closing_stops_reading():
         next(reader)
 
 
-def test_opencv_uses_no_threads_of_its_own():
-    assert cv2.getNumThreads() == 1
+def test_a_loader_turns_opencvs_own_threads_off_and_the_import_does_not():
+    code = """
+import cv2
+before = cv2.getNumThreads()
+cv2.setNumThreads(before + 2)
+import dcjax.data, dcjax.data.prepare
+assert cv2.getNumThreads() == before + 2, cv2.getNumThreads()
+source = dcjax.data.open_source("digits", dir="", dataset="", split="test")
+reading = {"batch_size": 4, "size": 4, "stored_size": 0, "interpolation": "bilinear", "threads": 1}
+next(dcjax.data.eval_batches(source, **reading))
+assert cv2.getNumThreads() == 1, cv2.getNumThreads()
+cv2.setNumThreads(3)
+crops = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "views": 1}
+next(dcjax.data.train_loader(source, **reading, **crops, seed=0, prefetch=1))
+assert cv2.getNumThreads() == 1, cv2.getNumThreads()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_image_files(tmp_path):
