@@ -17,13 +17,22 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dcjax.config import Config
-from dcjax.data import FixedSizeImages, Source, TolerantSource, TrainLoader, eval_batches, open_source, train_loader
-from dcjax.data.augment import Augmentation, normalize
+from dcjax.data import (
+    Augmentation,
+    FixedSizeImages,
+    Source,
+    TolerantSource,
+    TrainLoader,
+    eval_batches,
+    open_source,
+    train_loader,
+)
+from dcjax.data.augment import normalize
 from dcjax.data.crops import INTERPOLATIONS
 from dcjax.evaluation import SCHEDULES, Batch, Encode, Features, extract, make_encode
 from dcjax.losses import LOSSES
 from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError, section, unknown_name
 from dcjax.runtime.mesh import check_batch, make_mesh
 from dcjax.runtime.randomness import Stream, host_seed
 
@@ -153,7 +162,9 @@ def build(config: Config) -> Experiment:
         raise SettingError(
             f"data.image_size must be at least {least} for model.stem '{model.stem}', found {config.data.image_size}"
         )
-    augmentation = Augmentation(**config.augment)
+    with section("augment"):
+        augmentation = Augmentation(**config.augment)
+        augmentation.check_size(config.data.image_size)
 
     train_source = open_split(config, "train_split")
     test_source = None

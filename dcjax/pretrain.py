@@ -19,8 +19,8 @@ from ml_collections import ConfigDict
 from dcjax.collapse import plot_spectra
 from dcjax.components import Experiment, build, open_workdir, run_lengths
 from dcjax.config import CONFIG_FILE, Config, check_same_run
-from dcjax.data import Subset
-from dcjax.data.augment import Augmentation, two_views
+from dcjax.data import Augmentation, Subset
+from dcjax.data.augment import two_views
 from dcjax.evaluation import spectrum_of_processes
 from dcjax.losses import LOSSES
 from dcjax.runtime.errors import SettingError

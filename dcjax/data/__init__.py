@@ -4,10 +4,12 @@ from dcjax.data.damage import TolerantSource
 from dcjax.data.decode import DamagedImageError
 from dcjax.data.fixed_size import FixedSizeImages
 from dcjax.data.loader import TrainLoader, eval_batches, train_loader
+from dcjax.data.recipe import Augmentation
 from dcjax.data.sources import SOURCES, Source, Subset, open_source
 
 __all__ = [
     "SOURCES",
+    "Augmentation",
     "DamagedImageError",
     "FixedSizeImages",
     "Source",

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dcjax.runtime.errors import unknown_name
+from dcjax.runtime.errors import not_known
 
 Box = tuple[int, int, int, int]
 ATTEMPTS = 10
@@ -23,7 +23,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 def check_interpolation(name: str) -> None:
     """Raises `ValueError` for a name that is not among `INTERPOLATIONS`."""
     if name not in INTERPOLATIONS:
-        raise unknown_name("interpolation", name, INTERPOLATIONS)
+        raise ValueError(not_known("interpolation", name, INTERPOLATIONS))
 
 
 def random_resized_crop_box(

@@ -1,7 +1,8 @@
 """The exception that a user's mistake raises, and the one that something outside of the run does."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class SettingError(ValueError):
@@ -19,11 +20,27 @@ class InterruptedRunError(RuntimeError):
     """
 
 
+@contextlib.contextmanager
+def section(name: str) -> Iterator[None]:
+    """Names the config section in a `ValueError` of a lower layer, whose message begins with its own argument."""
+    try:
+        yield
+    except SettingError:
+        raise
+    except ValueError as error:
+        raise SettingError(f"{name}.{error}") from error
+
+
 def unknown_name(setting: str, name: str, table: Iterable[str]) -> SettingError:
     """The error for a name that is not in a table: it lists the known ones and suggests the nearest."""
+    return SettingError(not_known(setting, name, table))
+
+
+def not_known(setting: str, name: str, table: Iterable[str]) -> str:
+    """The message of `unknown_name`, for the plain `ValueError` of a lower layer."""
     names = sorted(table)
     near = difflib.get_close_matches(name, names, n=1)
     hint = f" (did you mean '{near[0]}'?)" if near else ""
     # A list of all config keys would bury the hint.
     known = "" if near and len(names) > 20 else f"; known: {', '.join(names)}"
-    return SettingError(f"{setting} '{name}' is not known{hint}{known}")
+    return f"{setting} '{name}' is not known{hint}{known}"

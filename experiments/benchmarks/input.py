@@ -157,7 +157,8 @@ def _augment() -> Callable[[dict[str, Any]], Any]:
     import jax
 
     from configs import common
-    from dcjax.data.augment import Augmentation, two_views
+    from dcjax.data import Augmentation
+    from dcjax.data.augment import two_views
 
     settings = Augmentation(**common.recipe().augment)
     key = jax.random.key(0)

@@ -20,7 +20,7 @@ import numpy as np
 
 from dcjax.components import compute_dtype
 from dcjax.config import parse_config
-from dcjax.data.augment import Augmentation
+from dcjax.data import Augmentation
 from dcjax.models import Network, make_encoder, make_projector
 from dcjax.pretrain import make_loss, make_optimizer, make_schedule, make_train_step
 from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated, to_devices
