@@ -190,8 +190,15 @@ def build(config: Config) -> Experiment:
 def open_split(config: Config, key: str, *, classes: Sequence[str] = ()) -> Source:
     """The images of a split: one count of the damaged ones and one copy of them in memory, for the whole run."""
     data = config.data
-    source: Source = open_source(data.name, dir=data.dir, dataset=data.dataset, split=data[key], classes=classes)
-    source = TolerantSource(source, data.max_damaged)
+    with section("data"):
+        try:
+            source = open_source(data.name, dir=data.dir, dataset=data.dataset, split=data[key], classes=classes)
+        except ValueError as error:
+            if not str(error).startswith("split = "):
+                raise
+            remedy = "; leave it empty to go without test images" if key == "test_split" else ""
+            raise ValueError(f"{str(error).replace('split', key, 1)}{remedy}") from error
+        source = TolerantSource(source, data.max_damaged)
     return FixedSizeImages(source, data.stored_size) if data.stored_size else source
 
 

@@ -70,7 +70,7 @@ def test_help(module, capsys):
         ({"projector__d0": 0}, "projector.d0", "0"),
         ({"projector__d0": 33}, "projector.d0", "33"),
         ({"data__name": "digit"}, "data.name", "'digit'"),
-        ({"data__train_split": "training"}, "", "'training'"),
+        ({"data__train_split": "training"}, "data.train_split", "'training'"),
         ({"model__name": "resnet34"}, "model.name", "'resnet34'"),
         ({"model__stem": "tiny"}, "model.stem", "'tiny'"),
         ({"model__width": 0.01}, "model.width", "0.01"),

@@ -6,8 +6,8 @@ import threading
 import numpy as np
 
 from dcjax.data.decode import DamagedImageError
-from dcjax.data.sources.base import Source, some
-from dcjax.runtime.errors import SettingError
+from dcjax.data.sources.base import Source
+from dcjax.runtime.errors import SettingError, some
 
 
 class TolerantSource:

@@ -31,11 +31,10 @@ import cv2
 from tqdm import tqdm
 
 from dcjax.data.resize import ENCODING, as_stored
-from dcjax.data.sources.base import did_you_mean, first_line, some
 from dcjax.data.sources.folder import SPLIT_FOLDERS, TRAIN_SPLITS, FolderSource, entries
 from dcjax.data.sources.tfds import RESIZE_KEY, shard_problem
 from dcjax.runtime import cli
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import SettingError, did_you_mean, first_line, some
 from dcjax.runtime.files import replace_text
 
 PLAN_FILE = "plan.json"
@@ -201,7 +200,7 @@ def open_splits(folder: str) -> dict[str, FolderSource]:
     """
     try:
         return _open_splits(os.path.expanduser(folder))
-    except SettingError as error:
+    except ValueError as error:
         raise SettingError(f"--folder={folder}: {error}") from error
 
 
@@ -213,7 +212,7 @@ def _open_splits(folder: str) -> dict[str, FolderSource]:
         classes = sources[names[0]].classes if sources else ()
         sources[name] = FolderSource(folder, name, classes)
         if not sources[name].classes:
-            raise SettingError(f"its split '{name}' has no class folders")
+            raise ValueError(f"its split '{name}' has no class folders")
     return sources
 
 

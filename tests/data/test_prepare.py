@@ -95,7 +95,7 @@ def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(prepare, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tree, top)
-    with pytest.raises(SettingError, match=r"1\.0\.0\.incomplete"):
+    with pytest.raises(ValueError, match=r"1\.0\.0\.incomplete"):
         opened(top)
     work = top / "mine" / "1.0.0.incomplete"
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*array_record*")}
@@ -163,7 +163,7 @@ def test_more_files_than_a_process_may_open(tree, tmp_path, monkeypatch):
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(65_536, hard)
         monkeypatch.setattr(tfds_source, "OTHER_FILES", before[1])
         with pytest.raises(
-            SettingError, match=r"its 18 files stay open .* but a process may open \d+; raise the limit"
+            ValueError, match=r"^dataset: its 18 files stay open .* but a process may open \d+; raise the limit"
         ):
             opened(tmp_path)
     finally:
@@ -184,7 +184,7 @@ def test_folders_that_cannot_be_read_whole(tree, tmp_path):
         convert(tree, tmp_path)
     (tree / "train" / "a" / "gone.jpg").unlink()
     (convert(tree, tmp_path) / "dataset_info.json").unlink()
-    with pytest.raises(SettingError, match=r"'mine'"):
+    with pytest.raises(ValueError, match=r"'mine'"):
         opened(tmp_path)
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_shard_is_found_at_the_start(tree, tmp_path, damage, monkeypat
     else:
         shard.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
     with pytest.raises(
-        SettingError, match=r"damaged shards, copy them again, or remove .*: .*00001-of-00003"
+        ValueError, match=r"^dir: damaged shards, copy them again, or remove .*: .*00001-of-00003"
     ) as caught:
         opened(tmp_path / "sets")
     assert "\n" not in str(caught.value)
