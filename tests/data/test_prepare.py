@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from helpers import write_images
 
-from dcjax.data import open_source, prepare
+from dcjax.data import array_record, open_source, prepare
 from dcjax.data.sources import tfds as tfds_source
 from dcjax.runtime.errors import SettingError
 
@@ -37,7 +37,7 @@ def cut(monkeypatch, shards):
 
     def plan(source, split, megabytes):
         bounds = [len(source) * k // shards for k in range(shards + 1)]
-        return [prepare.Shard(split, k, shards, bounds[k], bounds[k + 1] - bounds[k]) for k in range(shards)]
+        return [array_record.Shard(split, k, shards, bounds[k], bounds[k + 1] - bounds[k]) for k in range(shards)]
 
     monkeypatch.setattr(prepare, "plan_shards", plan)
 
@@ -83,7 +83,7 @@ def test_files_have_a_size(tree, monkeypatch):
 
 def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys):
     cut(monkeypatch, 3)
-    top, whole = tmp_path / "sets", prepare.write_shard
+    top, whole = tmp_path / "sets", array_record.write_shard
     written = []
 
     def interrupted(path, source, shard, features, **options):
@@ -92,7 +92,7 @@ def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys)
         written.append(path.name)
         whole(path, source, shard, features, **options)
 
-    monkeypatch.setattr(prepare, "write_shard", interrupted)
+    monkeypatch.setattr(array_record, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tree, top)
     with pytest.raises(ValueError, match=r"1\.0\.0\.incomplete"):
@@ -101,7 +101,7 @@ def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys)
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*array_record*")}
     assert set(written) == set(kept) != set()
     (work / written[0]).write_bytes(b"")  # its content was lost with the power
-    monkeypatch.setattr(prepare, "write_shard", whole)
+    monkeypatch.setattr(array_record, "write_shard", whole)
     folder = convert(tree, top)
     assert [name for name, time in kept.items() if (folder / name).stat().st_mtime_ns != time] == [written[0]]
     assert not list(folder.glob("*.partial"))
@@ -125,14 +125,14 @@ def test_an_interruption_at_the_very_end_loses_nothing(tree, tmp_path, monkeypat
 
 
 def test_one_process_at_a_time(tree, tmp_path, monkeypatch):
-    whole = prepare.write_info
+    whole = array_record.write_info
 
     def second(*args, **options):
         with pytest.raises(SettingError, match=r"another process.*1\.0\.0\.incomplete"):
             convert(tree, tmp_path)
         whole(*args, **options)
 
-    monkeypatch.setattr(prepare, "write_info", second)
+    monkeypatch.setattr(array_record, "write_info", second)
     convert(tree, tmp_path)
     assert len(opened(tmp_path)) == 18
 
