@@ -144,21 +144,16 @@ def open_splits(folder: str) -> dict[str, FolderSource]:
     Raises:
       ValueError: the folder is missing or holds no images, or a split has no class folders.
     """
+    sources: dict[str, FolderSource] = {}
     try:
-        return _open_splits(os.path.expanduser(folder))
+        found = [name for name, is_folder in entries(os.path.expanduser(folder)) if is_folder and name in SPLIT_FOLDERS]
+        for name in sorted(found, key=lambda name: (name not in TRAIN_SPLITS, name)) or ["train"]:
+            classes = next(iter(sources.values())).classes if sources else ()
+            sources[name] = FolderSource(folder, name, classes)
+            if not sources[name].classes:
+                raise ValueError(f"its split '{name}' has no class folders")
     except ValueError as error:
         raise SettingError(f"--folder={folder}: {error}") from error
-
-
-def _open_splits(folder: str) -> dict[str, FolderSource]:
-    found = [name for name, is_folder in sorted(entries(folder)) if is_folder and name in SPLIT_FOLDERS]
-    names = sorted(found, key=lambda name: (name not in TRAIN_SPLITS, name)) or ["train"]
-    sources: dict[str, FolderSource] = {}
-    for name in names:
-        classes = sources[names[0]].classes if sources else ()
-        sources[name] = FolderSource(folder, name, classes)
-        if not sources[name].classes:
-            raise ValueError(f"its split '{name}' has no class folders")
     return sources
 
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import resource
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,7 +67,8 @@ class TFDSSource:
         if count == 0:
             raise ValueError(f"split = {split!r}: holds no image of {dataset}; known are {', '.join(info.splits)}")
         with _reading(dataset, folder):
-            self._shards = [_Shard(*part) for part in _parts(info.splits[split].file_instructions)]
+            parts: Any = info.splits[split].file_instructions
+            self._shards = [_Shard(str(p.filename), p.skip, p.take, p.examples_in_shard) for p in parts]
         allow_open_files(len(self._shards))
         check_shards(self._shards)
         with _reading(dataset, folder):
@@ -121,10 +122,6 @@ class _Shard(NamedTuple):
     skip: int
     take: int
     count: int
-
-
-def _parts(instructions: Iterable[Any]) -> list[tuple[str, int, int, int]]:
-    return [(str(part.filename), part.skip, part.take, part.examples_in_shard) for part in instructions]
 
 
 def check_shards(shards: list[_Shard]) -> None:
