@@ -16,14 +16,23 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dcjax.config import read_config
-from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
-from dcjax.data.augment import Augmentation, normalize
+from dcjax.data import (
+    Augmentation,
+    FixedSizeImages,
+    Source,
+    TolerantSource,
+    TrainLoader,
+    eval_batches,
+    open_source,
+    train_loader,
+)
+from dcjax.data.augment import normalize
 from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
 from dcjax.models import Network, make_encoder, make_projector, smallest_image
 from dcjax.runtime.errors import SettingError, section
 from dcjax.runtime.mesh import check_batch, make_mesh, replicated
 from dcjax.runtime.randomness import Stream, host_seed
-from dcjax.schema import Config, check_config, with_values
+from dcjax.schema import Config, DataConfig, check_config, with_values
 from dcjax.training.checkpoint import open_run
 
 PREFETCH = 2  # batches that the host reads ahead
@@ -74,7 +83,6 @@ class Components:
             process_count=jax.process_count(),
             threads=data.threads,
             prefetch=PREFETCH,
-            max_damaged=data.max_damaged,
         )
 
     def eval_batches(self, source: Source, *, batch_size: int | None = None) -> Iterator[Batch]:
@@ -89,7 +97,6 @@ class Components:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             threads=data.threads,
-            max_damaged=data.max_damaged,
         )
 
     @property
@@ -178,11 +185,10 @@ def build(config: ConfigDict | Config) -> Components:
         )
     with section("augment"):
         augmentation = Augmentation(**dataclasses.asdict(checked.augment))
-    with section("data"):
-        where = {"dir": data.dir, "dataset": data.dataset}
-        train_source, test_source = open_source(data.name, **where, split=data.train_split), None
-        if train_source.classes and data.test_split:
-            test_source = open_source(data.name, **where, split=data.test_split, classes=train_source.classes)
+        augmentation.check_size(data.image_size)
+    train_source, test_source = open_split(data, "train_split"), None
+    if train_source.classes and data.test_split:
+        test_source = open_split(data, "test_split", classes=train_source.classes)
     network = Network(encoder, projector, classes=len(train_source.classes))
     components = Components(checked, mesh, train_source, test_source, network, augmentation)
     if checked.probe.after_training:
@@ -190,6 +196,22 @@ def build(config: ConfigDict | Config) -> Components:
         if not checked.probe.cached:
             components.sgd_batch_size(len(train_source))
     return components
+
+
+def open_split(data: DataConfig, key: str, *, classes: Sequence[str] = ()) -> Source:
+    """The images of a split, with one count of the damaged ones and one copy in memory for the whole run."""
+    with section("data"):
+        try:
+            source = open_source(
+                data.name, dir=data.dir, dataset=data.dataset, split=getattr(data, key), classes=classes
+            )
+        except ValueError as error:
+            if not str(error).startswith("split = "):
+                raise
+            remedy = "; leave it empty to go without test images" if key == "test_split" else ""
+            raise ValueError(f"{str(error).replace('split', key, 1)}{remedy}") from error
+        source = TolerantSource(source, data.max_damaged)
+    return FixedSizeImages(source, data.stored_size) if data.stored_size else source
 
 
 def make_modules(config: Config, dtype: Any = None) -> tuple[Any, Any]:

@@ -18,7 +18,10 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from dcjax.data.recipe import Augmentation
 from dcjax.runtime.errors import SettingError, unknown_name
+
+_RECIPE = Augmentation.imagenet()  # whose numbers have one place
 
 Pair = tuple[float, float]
 Colour = tuple[float, float, float]
@@ -127,21 +130,21 @@ class DataConfig:
 class AugmentConfig:
     """The two views."""
 
-    crop_scale: Pair = key((0.08, 1.0), "smallest and largest area of a crop, as a share of the image's")
-    crop_ratio: Pair = key((3 / 4, 4 / 3), "smallest and largest width / height of a crop")
-    interpolation: str = key("bicubic", "of the crop, antialiased", choices=("bicubic", "bilinear"))
-    flip: float = key(0.5, "probability of a mirrored view", least=0, most=1)
-    jitter: float = key(0.8, "probability of the colour jitter", least=0, most=1)
-    brightness: float = key(0.4, "strength of the jitter", least=0)
-    contrast: float = key(0.4, "strength of the jitter", least=0)
-    saturation: float = key(0.2, "strength of the jitter", least=0)
-    hue: float = key(0.1, "strength of the jitter, in turns of the colour circle", least=0, most=0.5)
-    grayscale: float = key(0.2, "probability of a grey view", least=0, most=1)
-    blur: Pair = key((1.0, 0.1), "probability in the first and in the second view", least=0, most=1)
-    blur_sigma: Pair = key((0.1, 2.0), "smallest and largest standard deviation, in pixels", above=0)
-    solarize: Pair = key((0.0, 0.2), "probability in the first and in the second view", least=0, most=1)
-    mean: Colour = key((0.485, 0.456, 0.406), "of the colours in [0, 1], for the normalisation")
-    std: Colour = key((0.229, 0.224, 0.225), "of the colours in [0, 1], for the normalisation", above=0)
+    crop_scale: Pair = key(_RECIPE.crop_scale, "smallest and largest area of a crop, as a share of the image's")
+    crop_ratio: Pair = key(_RECIPE.crop_ratio, "smallest and largest width / height of a crop")
+    interpolation: str = key(_RECIPE.interpolation, "of the crop, antialiased", choices=("bicubic", "bilinear"))
+    flip: float = key(_RECIPE.flip, "probability of a mirrored view", least=0, most=1)
+    jitter: float = key(_RECIPE.jitter, "probability of the colour jitter", least=0, most=1)
+    brightness: float = key(_RECIPE.brightness, "strength of the jitter", least=0)
+    contrast: float = key(_RECIPE.contrast, "strength of the jitter", least=0)
+    saturation: float = key(_RECIPE.saturation, "strength of the jitter", least=0)
+    hue: float = key(_RECIPE.hue, "strength of the jitter, in turns of the colour circle", least=0, most=0.5)
+    grayscale: float = key(_RECIPE.grayscale, "probability of a grey view", least=0, most=1)
+    blur: Pair = key(_RECIPE.blur, "probability in the first and in the second view", least=0, most=1)
+    blur_sigma: Pair = key(_RECIPE.blur_sigma, "smallest and largest standard deviation, in pixels", above=0)
+    solarize: Pair = key(_RECIPE.solarize, "probability in the first and in the second view", least=0, most=1)
+    mean: Colour = key(_RECIPE.mean, "of the colours in [0, 1], for the normalisation")
+    std: Colour = key(_RECIPE.std, "of the colours in [0, 1], for the normalisation", above=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

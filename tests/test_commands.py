@@ -70,7 +70,7 @@ def test_help(module, capsys):
         ({"projector__d0": 0}, "projector.d0", "0"),
         ({"projector__d0": 33}, "projector.d0", "33"),
         ({"data__name": "digit"}, "data.name", "'digit'"),
-        ({"data__train_split": "training"}, "", "'training'"),
+        ({"data__train_split": "training"}, "data.train_split", "'training'"),
         ({"model__name": "resnet34"}, "model.name", "'resnet34'"),
         ({"model__stem": "tiny"}, "model.stem", "'tiny'"),
         ({"model__width": 0.01}, "model.width", "0.01"),
@@ -91,7 +91,7 @@ def test_help(module, capsys):
         ({"checkpoint_every_steps": 0}, "checkpoint_every_steps", "0"),
         ({"augment__flip": 1.5}, "augment.flip", "1.5"),
         # The first image tells, when the step is compiled; the loader has a test of its own.
-        pytest.param({"data__stored_size": 9}, "data.stored_size", "9", marks=pytest.mark.slow),
+        pytest.param({"data__stored_size": 9}, "stored_size", "9", marks=pytest.mark.slow),
         ({"data__image_size": 0}, "data.image_size", "0"),
         ({"data__image_size": 7}, "data.image_size", "7"),
         ({"model__stem": "imagenet"}, "data.image_size", "8"),

@@ -16,7 +16,7 @@ from helpers import as_flags, run_main, tiny_config, write_images
 
 from dcjax import pretrain as loop
 from dcjax.components import build
-from dcjax.data.loader import epoch_order
+from dcjax.data.order import epoch_order
 from dcjax.losses import LOSSES
 from dcjax.models import Network, make_encoder, make_projector
 from dcjax.pretrain import pretrain

@@ -5,8 +5,6 @@ position in the global stream and the view, so the draws are the same bits on an
 functions are meant to be called under `jax.jit`, with `size`, `settings` and `mesh` static.
 """
 
-import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from dcjax.data import image_ops
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.data.recipe import Augmentation
 
 # Where each number stands among the uniform numbers of one view. Changing this table changes every draw of every run.
 CROP = slice(0, 2 * image_ops.ATTEMPTS + 2)  # areas, ratios, top, left
@@ -28,88 +26,6 @@ BLUR = 33
 SIGMA = 34
 SOLARIZE = 35
 DRAWS = 36
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Settings of the two views; hashable, so that it can be a static argument of `jax.jit`.
-
-    Args:
-      crop_scale, crop_ratio: smallest and largest area (share of the image) and aspect ratio (width / height) of
-        the crop.
-      interpolation: of the crop, "bicubic" or "bilinear", both antialiased.
-      flip, jitter, grayscale: probabilities, equal in both views.
-      brightness, contrast, saturation: strength `b`; the factor is drawn from U[max(0, 1 - b), 1 + b].
-      hue: strength `h`; the shift is drawn from U[-h, h], in turns of the colour circle.
-      blur, solarize: probabilities in view 1 and in view 2.
-      blur_sigma: smallest and largest standard deviation of the blur, in pixels.
-      mean, std: per channel, of the normalisation.
-
-    An operation whose probability or strength is 0 is not traced at all. Sequences become tuples of floats.
-
-    Raises:
-      SettingError: a value out of its range; the message names `augment.<field>`.
-
-    Source: section 4 of the paper; the two-view protocol of BYOL (Grill et al., 2020) and Barlow Twins (Zbontar et
-    al., 2021).
-    """
-
-    crop_scale: tuple[float, float]
-    crop_ratio: tuple[float, float]
-    interpolation: str
-    flip: float
-    jitter: float
-    brightness: float
-    contrast: float
-    saturation: float
-    hue: float
-    grayscale: float
-    blur: tuple[float, float]
-    blur_sigma: tuple[float, float]
-    solarize: tuple[float, float]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __post_init__(self) -> None:
-        if self.interpolation not in image_ops.KERNELS:
-            raise unknown_name("augment.interpolation", self.interpolation, image_ops.KERNELS)
-        for name in ("crop_scale", "crop_ratio", "blur", "blur_sigma", "solarize"):
-            self._set(name, _floats(name, getattr(self, name), 2))
-        for name in ("mean", "std"):
-            self._set(name, _floats(name, getattr(self, name), 3))
-        for name in ("flip", "jitter", "brightness", "contrast", "saturation", "hue", "grayscale"):
-            self._set(name, _floats(name, [getattr(self, name)], 1)[0])
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
-            value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            _require(all(0 <= p <= 1 for p in values), name, value, "a probability lies in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            _require(0 <= getattr(self, name) < math.inf, name, getattr(self, name), "a finite number of at least 0")
-        _require(0 <= self.hue <= 0.5, "hue", self.hue, "a hue shift lies in [0, 0.5]")
-        low, high = self.crop_scale
-        _require(0 < low <= high <= 1, "crop_scale", self.crop_scale, "(low, high) with 0 < low <= high <= 1")
-        for name in ("crop_ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            _require(0 < low <= high < math.inf, name, (low, high), "(low, high) with 0 < low <= high")
-        _require(all(map(math.isfinite, self.mean)), "mean", self.mean, "three finite numbers")
-        _require(all(0 < s < math.inf for s in self.std), "std", self.std, "three numbers above 0")
-
-    def _set(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value)  # the dataclass is frozen
-
-
-def _floats(name: str, value: Any, count: int) -> tuple[float, ...]:
-    try:
-        values = tuple(float(v) for v in value)
-    except (TypeError, ValueError):
-        values = ()
-    _require(len(values) == count, name, value, "a number" if count == 1 else f"{count} numbers")
-    return values
-
-
-def _require(condition: bool, name: str, value: Any, right: str) -> None:
-    if not condition:
-        raise SettingError(f"augment.{name}: found {value!r}, expected {right}")
 
 
 # Views of a batch.
@@ -141,17 +57,13 @@ def two_views(
       normalisation are applied in this order, with the draws of `view_draws(seed_key, position, view)`.
 
     Raises:
-      ValueError: images or positions of another dtype or shape.
-      SettingError: a blur too wide for the size.
+      ValueError: images or positions of another dtype or shape, or a blur too wide for the size.
 
     Source: section 4 of the paper.
     """
     cropped = images.ndim == 5
     _check(images, positions, size if cropped else None, views=2 if cropped else None)
-    radius = _radius(settings)
-    if max(settings.blur) > 0 and radius >= size:
-        right = f"at most {(size - 1) // 3}: the blur reaches {radius} pixels, and that must stay below the size {size}"
-        raise SettingError(f"augment.blur_sigma: found {settings.blur_sigma}, expected {right}")
+    settings.check_size(size)
     options: Any = dict(size=size, settings=settings, cropped=cropped, colour=True, mesh=mesh)
     x, x_prime = (
         _views(images[:, view] if cropped else images, seed_key, positions, view=view, **options) for view in (0, 1)
@@ -294,18 +206,12 @@ def _recolour(x: Array, u: Array, view: int, settings: Augmentation) -> Array:
 
     def blur(x: Array) -> Array:
         low, high = s.blur_sigma
-        return image_ops.gaussian_blur(x, low + (high - low) * u[SIGMA], radius=_radius(s))
+        return image_ops.gaussian_blur(x, low + (high - low) * u[SIGMA], radius=s.blur_radius)
 
     x = _sometimes(u[JITTER], s.jitter if max(strengths.values()) > 0 else 0.0, jitter, x)
     x = _sometimes(u[GRAYSCALE], s.grayscale, image_ops.grayscale, x)
     x = _sometimes(u[BLUR], s.blur[view], blur, x)
     return _sometimes(u[SOLARIZE], s.solarize[view], image_ops.solarize, x)
-
-
-def _radius(settings: Augmentation) -> int:
-    # Three standard deviations hold 99.7 % of the kernel. The number of taps has to be static, so it is that of the
-    # largest sigma; for a smaller one the outer taps vanish by themselves.
-    return math.ceil(3 * settings.blur_sigma[1])
 
 
 def _standardize(image: Array, mean: Sequence[float], std: Sequence[float]) -> Array:

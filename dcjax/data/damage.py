@@ -2,78 +2,60 @@
 
 import logging
 import threading
-import weakref
 
 import numpy as np
 
-from dcjax.data.sources.base import DamagedImageError, Source, Subset, some
-from dcjax.runtime.errors import SettingError
+from dcjax.data.decode import DamagedImageError
+from dcjax.data.sources.base import Source
+from dcjax.runtime.errors import SettingError, some
 
 
-class Damage:
-    """The damaged images of a source that this process has met.
+class TolerantSource:
+    """A source that gives the next image that can be decoded in place of a damaged one.
 
-    Args:
-      source: the images.
-    """
-
-    def __init__(self, source: Source):
-        self._images = len(source)
-        self._found: dict[int, str] = {}
-        self._lock = threading.Lock()
-
-    def note(self, i: int, error: DamagedImageError, share: float) -> None:
-        """Counts image `i`, and logs it where it is new.
-
-        Raises:
-          SettingError: more than `share` of the images are damaged.
-        """
-        with self._lock:
-            if i not in self._found:
-                self._found[i] = str(error)
-                logging.warning("damaged image: %s", error)
-            count = len(self._found)
-            if count > share * self._images:
-                raise SettingError(
-                    f"{count} of the {self._images} images cannot be decoded, more than data.max_damaged = {share:g} "
-                    f"allows: {some(list(self._found.values()))}; mend or remove them (the log names all), or raise "
-                    "data.max_damaged"
-                ) from error
-
-
-# By source, so that an image is counted once however many loaders meet it.
-_DAMAGE: weakref.WeakKeyDictionary[Source, Damage] = weakref.WeakKeyDictionary()
-_LOCK = threading.Lock()
-
-
-def damage_of(source: Source) -> Damage:
-    """What this process knows of a source's damaged images."""
-    with _LOCK:
-        return _DAMAGE.setdefault(source, Damage(source))
-
-
-def read_image(source: Source, i: int, *, max_damaged: float) -> tuple[np.ndarray, int]:
-    """Image `i` and its label; where it is damaged, those of the next one that is not.
-
-    What stands in for an image is the same at any time, in any process and for any subset of a source. Damaged images
-    are counted by each process, from its start.
+    What stands in for an image is the same at any time and in any process, and in any `Subset` of this source. Each
+    process counts the damaged images that it meets, from its start, and logs each of them once.
 
     Args:
       source: the images.
-      i: which one.
-      max_damaged: the share of the images that may be damaged.
-
-    Returns:
-      uint8 `[h, w, 3]` and the label.
+      max_damaged: the share of the images that may be damaged, from 0 to below 1. A read that finds more of them raises
+        `SettingError`.
 
     Raises:
-      SettingError: more images are damaged.
+      ValueError: another share.
     """
-    if isinstance(source, Subset):
-        source, i = source.whole, int(source.indices[i])
-    for step in range(len(source)):
-        try:
-            return source[(i + step) % len(source)]
-        except DamagedImageError as error:
-            damage_of(source).note((i + step) % len(source), error, max_damaged)
-    raise SettingError(f"data.max_damaged = {max_damaged:g}: none of the {len(source)} images can be decoded")
+
+    def __init__(self, source: Source, max_damaged: float):
+        if not 0 <= max_damaged < 1:
+            raise ValueError(f"max_damaged must be a share from 0 to below 1, found {max_damaged}")
+        self.name, self.classes, self.fingerprint = source.name, source.classes, source.fingerprint
+        self._source = source
+        self._max_damaged = max_damaged
+        self._damaged: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        while True:  # to the first image that is not damaged, or one too many that is
+            try:
+                return self._source[i]
+            except DamagedImageError as error:
+                self._note(i, error)
+            i = (i + 1) % len(self)
+
+    def image_name(self, i: int) -> str:
+        return self._source.image_name(i)
+
+    def _note(self, i: int, error: DamagedImageError) -> None:
+        with self._lock:
+            if i not in self._damaged:
+                self._damaged[i] = str(error)
+                logging.warning("damaged image: %s", error)
+            count = len(self._damaged)
+            if count > self._max_damaged * len(self):
+                raise SettingError(
+                    f"max_damaged = {self._max_damaged:g}: {count} of the {len(self)} images cannot be decoded: "
+                    f"{some(list(self._damaged.values()))}; mend or remove them (the log names all), or allow more"
+                ) from error

@@ -1,9 +1,5 @@
 """Batches of host arrays: an endless shuffled stream to train on, and one exact pass to evaluate on."""
 
-import functools
-import math
-import threading
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,20 +7,15 @@ import cv2
 import numpy as np
 
 from dcjax.data import crops
-from dcjax.data.damage import read_image
-from dcjax.data.sources.base import Source, Subset
-from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.data.assembly import Assembly, Batch, SharedBatch, chunk_of
+from dcjax.data.crops import check_interpolation
+from dcjax.data.fixed_size import read_many
+from dcjax.data.order import endless_order
+from dcjax.data.sources.base import Source
 
-# Every reader thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
-cv2.setNumThreads(0)
-
-Batch = dict[str, np.ndarray]
-
-KEEP_BYTES = 2 * 10**9
 # Images that one thread reads at a time: those of one size, which are copied, and those of many, which are decoded.
 COPY_CHUNK = 64
 DECODE_CHUNK = 16
-ALIGNMENT = 64  # bytes
 
 
 class TrainLoader:
@@ -80,7 +71,6 @@ def train_loader(
     process_count: int = 1,
     threads: int,
     prefetch: int,
-    max_damaged: float = 0.0,
 ) -> TrainLoader:
     """Endless shuffled batches: every image once per epoch, in an order that depends on the seed and the epoch alone.
 
@@ -101,7 +91,6 @@ def train_loader(
       process_count: number of processes that share a batch.
       threads: reader threads.
       prefetch: batches to read ahead, at least; every thread has a chunk of up to 64 images under way.
-      max_damaged: the share of the images that may be damaged; the next one that is not stands in for each.
 
     Returns:
       An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
@@ -110,52 +99,33 @@ def train_loader(
       arrays are to be read only: JAX's CPU device uses them without a copy.
 
     Raises:
-      SettingError: `batch_size` is not positive or not a multiple of `process_count`, or an unknown interpolation.
-        While iterating: too many images cannot be read or decoded, or one has not the stored size.
+      ValueError: `batch_size` is not positive or not a multiple of `process_count`, an unknown interpolation, or a
+        source of images of another size. While iterating: an image cannot be read, or has not the stored size.
     """
     if views not in (1, 2):
         raise ValueError(f"views = {views}: must be 1 or 2")
-    _check_interpolation(interpolation)
-    share = _share(batch_size, process_count)
-    chunk = _chunk(share, COPY_CHUNK if stored_size else DECODE_CHUNK)
-    read = _reader(source, stored_size, max_damaged)
-    image_shape = (stored_size, stored_size, 3) if stored_size else (*((2,) if views == 2 else ()), size, size, 3)
-    assembly = _Assembly(
-        {"image": (image_shape, np.uint8), "label": ((), np.int32), "position": ((), np.uint32)}, share
-    )
+    check_interpolation(interpolation)
+    share, chunk = _divide(batch_size, process_count, stored_size)
+    draw = {"seed": seed, "scale": scale, "ratio": ratio, "interpolation": interpolation}
 
-    def load(item: tuple[np.ndarray, np.ndarray]) -> _Shared:
+    def crop(image: np.ndarray, out: np.ndarray, position: int) -> None:
+        crops.random_crops(image, out.reshape(views, size, size, 3), position=position, **draw)  # out has no axis for 1
+
+    read = _reader(source, stored_size, crop)
+    image_shape = (stored_size, stored_size, 3) if stored_size else (*((2,) if views == 2 else ()), size, size, 3)
+    assembly = Assembly(share, image=(image_shape, np.uint8), label=((), np.int32), position=((), np.uint32))
+
+    def load(item: tuple[np.ndarray, np.ndarray]) -> SharedBatch:
         indices, positions = item
         batch, offset = divmod(int(positions[0]), batch_size)
-        shared, place = assembly.open(batch, offset // process_count, chunk)
-        place["position"][:] = positions % 2**32
-        if stored_size:
-            place["image"][:], place["label"][:] = read(indices)
-        else:
-            for j, (i, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
-                image, place["label"][j] = read_image(source, i, max_damaged=max_damaged)
-                # [size, size, 3] of one view, or [2, size, size, 3]
-                out = place["image"][j].reshape(views, size, size, 3)
-                draw = {"seed": seed, "position": position, "scale": scale, "ratio": ratio}
-                crops.random_crops(image, out, **draw, interpolation=interpolation)
+        shared, rows = assembly.open(batch, offset // process_count, chunk)
+        rows["position"][:] = positions % 2**32
+        read(indices, positions, rows)
         return shared
 
-    import grain  # imports JAX, which who only opens a source need not wait for
-
-    # The transformations handle bare indices; images appear in `load`. Grain's own shuffle is no uniform permutation:
-    # of 50,000 images, neighbours in one epoch and the places of an image in two are correlated by 14 and more
-    # standard deviations.
-    order = functools.lru_cache(maxsize=3)(functools.partial(epoch_order, len(source), seed))
-    stream = grain.MapDataset.range(len(source)).repeat()
-    stream = stream.map_with_index(lambda position, i: (order(position // len(source))[i], position))
-    stream = stream[process_index::process_count]
+    stream = endless_order(len(source), seed, process_index=process_index, process_count=process_count)
     chunks = stream.batch(chunk, drop_remainder=True).map(load)
     return TrainLoader(_start(chunks, threads=threads, ahead=prefetch * (share // chunk)), share // chunk)
-
-
-def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A uniformly random permutation of `count` indices, int32 `[count]`, of its own for every seed and epoch."""
-    return np.random.default_rng((seed % 2**64, epoch)).permutation(np.arange(count, dtype=np.int32))
 
 
 def eval_batches(
@@ -168,7 +138,6 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int,
-    max_damaged: float = 0.0,
 ) -> Iterator[Batch]:
     """Every image once, in order, in batches of a constant size; the last is filled up with rows that a mask marks.
 
@@ -183,7 +152,6 @@ def eval_batches(
       process_index: this process.
       process_count: number of processes that share a batch.
       threads: reader threads.
-      max_damaged: as in `train_loader`.
 
     Returns:
       An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
@@ -191,47 +159,42 @@ def eval_batches(
       the image is black and label and index are -1.
 
     Raises:
-      SettingError: as `train_loader`.
+      ValueError: as `train_loader`.
     """
-    _check_interpolation(interpolation)
-    share = _share(batch_size, process_count)
-    chunk = _chunk(share, COPY_CHUNK if stored_size else DECODE_CHUNK)
-    per_batch = share // chunk
-    read = _reader(source, stored_size, max_damaged)
-    image_shape = (stored_size or size, stored_size or size, 3)
-    arrays = {
-        "image": (image_shape, np.uint8),
-        "label": ((), np.int32),
-        "index": ((), np.int64),
-        "mask": ((), np.bool_),
-    }
-    assembly = _Assembly(arrays, share)
+    check_interpolation(interpolation)
+    share, chunk = _divide(batch_size, process_count, stored_size)
+    per_batch, batches = share // chunk, -(-len(source) // batch_size)
 
-    def load(number: int) -> _Shared:
+    def crop(image: np.ndarray, out: np.ndarray, _: int) -> None:
+        out[:] = crops.center_crop(image, size, interpolation=interpolation)
+
+    read = _reader(source, stored_size, crop)
+    side = stored_size or size
+    assembly = Assembly(
+        share,
+        image=((side, side, 3), np.uint8),
+        label=((), np.int32),
+        index=((), np.int64),
+        mask=((), np.bool_),
+    )
+
+    def load(number: int) -> SharedBatch:
         batch, part = divmod(number, per_batch)
-        shared, place = assembly.open(batch, part * chunk, chunk)
+        shared, rows = assembly.open(batch, part * chunk, chunk)
         first = batch * batch_size + process_index * share + part * chunk
         count = min(max(len(source) - first, 0), chunk)
         indices = np.arange(first, first + count)
         for key, padding in {"image": 0, "label": -1, "index": -1, "mask": False}.items():
-            place[key][count:] = padding
-        place["index"][:count] = indices
-        place["mask"][:count] = True
-        if stored_size:
-            place["image"][:count], place["label"][:count] = read(indices)
-        else:
-            for j, i in enumerate(indices.tolist()):
-                image, place["label"][j] = read_image(source, i, max_damaged=max_damaged)
-                place["image"][j] = crops.center_crop(image, size, interpolation=interpolation)
+            rows[key][count:] = padding
+        rows["index"][:count] = indices
+        rows["mask"][:count] = True
+        read(indices, indices, {key: array[:count] for key, array in rows.items()})
         return shared
-
-    batches = -(-len(source) // batch_size)
 
     def iterate() -> Iterator[Batch]:
         import grain
 
-        numbers = grain.MapDataset.range(batches * per_batch)
-        chunks = _start(numbers.map(load), threads=threads, ahead=2 * per_batch)
+        chunks = _start(grain.MapDataset.range(batches * per_batch).map(load), threads=threads, ahead=2 * per_batch)
         try:
             for _ in range(batches):
                 shared, *_ = [next(chunks) for _ in range(per_batch)]
@@ -242,123 +205,43 @@ def eval_batches(
     return iterate()
 
 
+def _reader(
+    source: Source, stored_size: int, crop: Callable[[np.ndarray, np.ndarray, int], None]
+) -> Callable[[np.ndarray, np.ndarray, Batch], None]:
+    """A function from indices and positions `[b]` that fills `b` rows of a batch with whole images or with crops."""
+    if stored_size:
+        read_whole = read_many(source, stored_size)
+
+        def read(indices: np.ndarray, positions: np.ndarray, rows: Batch) -> None:
+            rows["image"][:], rows["label"][:] = read_whole(indices)
+
+        return read
+
+    def read_and_crop(indices: np.ndarray, positions: np.ndarray, rows: Batch) -> None:
+        for j, (i, position) in enumerate(zip(indices.tolist(), positions.tolist(), strict=True)):
+            image, rows["label"][j] = source[i]
+            crop(image, rows["image"][j], position)
+
+    return read_and_crop
+
+
 def _start(chunks: Any, *, threads: int, ahead: int) -> Any:
     """Grain's iterator over chunks of a batch, read by threads."""
     import grain
 
+    # Each thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
+    cv2.setNumThreads(0)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     return iter(chunks.to_iter_dataset(options))
 
 
-def _check_interpolation(interpolation: str) -> None:
-    """Before a reader thread would fail."""
-    if interpolation not in crops.INTERPOLATIONS:
-        raise unknown_name("interpolation", interpolation, crops.INTERPOLATIONS)
-
-
-def _share(batch_size: int, process_count: int) -> int:
-    """The part of a global batch that one process loads."""
+def _divide(batch_size: int, process_count: int, stored_size: int) -> tuple[int, int]:
+    """The rows of a global batch that one process loads, and how many of them one thread reads at a time."""
     if batch_size < 1:
-        raise SettingError(f"batch_size = {batch_size}: must be at least 1")
+        raise ValueError(f"batch_size = {batch_size}: must be at least 1")
     if batch_size % process_count:
-        raise SettingError(
+        raise ValueError(
             f"batch_size = {batch_size}: must be a multiple of the number of processes, which is {process_count}"
         )
-    return batch_size // process_count
-
-
-def _chunk(share: int, largest: int) -> int:
-    """The largest useful divisor of a process's share of a batch, so that chunks do not reach across batches."""
-    divisors = [d for d in range(largest // 8, largest + 1) if share % d == 0]
-    return max(divisors, default=share)
-
-
-class _Shared:
-    """The arrays of one batch, which several threads fill."""
-
-    def __init__(self, arrays: Batch):
-        self.arrays = arrays
-
-
-class _Assembly:
-    """Batches that are being read, each chunk into its place: to join chunks later costs a fifth of the reading.
-
-    A batch is known here for as long as a reader or the result of one refers to it, so what is read ahead and then
-    dropped by a seek leaves nothing behind, and every chunk of a batch that is delivered went into the same arrays.
-    """
-
-    def __init__(self, arrays: dict[str, tuple[tuple[int, ...], type]], rows: int):
-        self._arrays = arrays
-        self._rows = rows
-        self._open: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary()
-        self._lock = threading.Lock()
-
-    def open(self, batch: int, start: int, count: int) -> tuple[_Shared, Batch]:
-        """A batch, and the views of `count` of its rows."""
-        with self._lock:
-            shared = self._open.get(batch)
-            if shared is None:
-                shared = _Shared({k: _empty((self._rows, *shape), kind) for k, (shape, kind) in self._arrays.items()})
-                self._open[batch] = shared
-        return shared, {key: array[start : start + count] for key, array in shared.arrays.items()}
-
-
-def _empty(shape: tuple[int, ...], kind: type) -> np.ndarray:
-    """As `np.empty`, but begun where JAX can take it over for its CPU device without a copy."""
-    size = math.prod(shape) * np.dtype(kind).itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + size].view(kind).reshape(shape)
-
-
-class _Kept:
-    """The decoded images of a source of one size, filled as they are first read."""
-
-    def __init__(self, count: int, side: int):
-        # Memory that is not touched is not taken: a run that stops in its first epoch holds what it has read.
-        self.images = np.empty((count, side, side, 3), np.uint8)
-        self.labels = np.empty(count, np.int32)
-        self.filled = np.zeros(count, bool)
-
-
-# By source, so that training and the evaluations of a run share one copy; it goes when the source does.
-_KEPT: weakref.WeakKeyDictionary[Source, _Kept] = weakref.WeakKeyDictionary()
-
-
-def _reader(source: Source, side: int, max_damaged: float) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """A function from indices `[b]` to whole images `[b, side, side, 3]` and labels `[b]`."""
-
-    # On the source behind a subset, so that all of its subsets share what is kept.
-    whole, chosen = (source.whole, source.indices) if isinstance(source, Subset) else (source, np.arange(len(source)))
-
-    def read_one(i: int) -> tuple[np.ndarray, int]:
-        image, label = read_image(whole, i, max_damaged=max_damaged)
-        if image.shape != (side, side, 3):
-            height, width = image.shape[:2]
-            raise SettingError(
-                f"data.stored_size = {side}: every image must be {side} x {side}, but {whole.image_name(i)} is "
-                f"{width} x {height}; set it to 0 where sizes vary"
-            )
-        return image, label
-
-    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        images, labels = np.empty((len(indices), side, side, 3), np.uint8), np.empty(len(indices), np.int32)
-        for j, i in enumerate(chosen[indices].tolist()):
-            images[j], labels[j] = read_one(i)
-        return images, labels
-
-    if not side or len(whole) * side * side * 3 > KEEP_BYTES:
-        return read
-    kept = _KEPT.get(whole)
-    if kept is None or kept.images.shape[1] != side:
-        kept = _KEPT[whole] = _Kept(len(whole), side)
-
-    def read_kept(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        # No lock: threads that meet at an image write the same bytes, and `filled` is set only after them.
-        indices = chosen[indices]
-        for i in indices[~kept.filled[indices]].tolist():
-            kept.images[i], kept.labels[i] = read_one(i)
-            kept.filled[i] = True
-        return kept.images[indices], kept.labels[indices]
-
-    return read_kept
+    share = batch_size // process_count
+    return share, chunk_of(share, COPY_CHUNK if stored_size else DECODE_CHUNK)

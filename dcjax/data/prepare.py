@@ -12,52 +12,30 @@ any of them with --config.data.name=tfds --config.data.dataset=NAME --config.dat
 An interrupted preparation of class folders goes on where it stopped; only a finished one is found by a run.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import importlib.util
-import itertools
 import json
 import os
 import pathlib
 import re
 import shutil
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from dcjax.data.resize import ENCODING, as_stored
-from dcjax.data.sources.base import did_you_mean, first_line, some
+from dcjax.data.array_record import Shard, plan_shards, write_set
+from dcjax.data.resize import ENCODING
 from dcjax.data.sources.folder import SPLIT_FOLDERS, TRAIN_SPLITS, FolderSource, entries
-from dcjax.data.sources.tfds import RESIZE_KEY, shard_problem
+from dcjax.data.sources.tfds import RESIZE_KEY
 from dcjax.runtime import cli
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import SettingError, did_you_mean, first_line, some
 from dcjax.runtime.files import replace_text
 
 PLAN_FILE = "plan.json"
 METADATA_FILE = "metadata.json"  # TFDS's name for it
 INCOMPLETE = ".incomplete"
 SHARD_MEGABYTES = 256
-
-# One record to a group, so that a random read decompresses nothing but its own; JPEG bytes do not compress any more.
-WRITER_OPTIONS = "group_size:1,uncompressed"
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A file of consecutive images of a split."""
-
-    split: str
-    number: int
-    of: int
-    first: int
-    count: int
-
-    def file_name(self, name: str) -> str:
-        return f"{name}-{self.split}.array_record-{self.number:05d}-of-{self.of:05d}"
 
 
 def prepare_folder(
@@ -116,36 +94,6 @@ def prepare_folder(
     return finished
 
 
-def write_set(
-    work: pathlib.Path,
-    sources: dict[str, FolderSource],
-    shards: list[Shard],
-    *,
-    name: str,
-    version: str,
-    resize: int | None,
-) -> None:
-    """Writes the files that are not there yet, then what TFDS knows of the set."""
-    features = image_features(next(iter(sources.values())).classes)
-    stop = threading.Event()
-    with tqdm(total=sum(shard.count for shard in shards), unit="img", unit_scale=True, desc=name) as bar:
-
-        def write(shard: Shard) -> None:
-            write_shard(work / shard.file_name(name), sources[shard.split], shard, features, resize=resize, stop=stop)
-            bar.update(shard.count)
-
-        # Reading waits for the disk, and the writer, as what resizes an image, works outside of Python's lock.
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            try:
-                for _ in pool.map(write, shards):
-                    pass
-            except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)
-                raise
-    write_info(work, features, name=name, version=version, shards=shards, resize=resize)
-
-
 def prepare_dataset(dataset: str, *, data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
     """Has tensorflow-datasets prepare one of its sets as ArrayRecord.
 
@@ -196,33 +144,17 @@ def open_splits(folder: str) -> dict[str, FolderSource]:
     Raises:
       ValueError: the folder is missing or holds no images, or a split has no class folders.
     """
-    try:
-        return _open_splits(os.path.expanduser(folder))
-    except SettingError as error:
-        raise SettingError(f"--folder={folder}: {error}") from error
-
-
-def _open_splits(folder: str) -> dict[str, FolderSource]:
-    found = [name for name, is_folder in sorted(entries(folder)) if is_folder and name in SPLIT_FOLDERS]
-    names = sorted(found, key=lambda name: (name not in TRAIN_SPLITS, name)) or ["train"]
     sources: dict[str, FolderSource] = {}
-    for name in names:
-        classes = sources[names[0]].classes if sources else ()
-        sources[name] = FolderSource(folder, name, classes)
-        if not sources[name].classes:
-            raise SettingError(f"its split '{name}' has no class folders")
-    return sources
-
-
-def plan_shards(source: FolderSource, split: str, megabytes: int) -> list[Shard]:
-    """Cuts a split into files of about one size in bytes and equal numbers of images."""
     try:
-        total = sum(os.path.getsize(source.image_name(i)) for i in range(len(source)))
-    except OSError as error:
-        raise SettingError(f"--folder: cannot read {error.filename}: {error.strerror}; mend or remove it") from error
-    of = max(1, min(len(source), -(-total // (megabytes * 10**6))))
-    bounds = [len(source) * k // of for k in range(of + 1)]
-    return [Shard(split, k, of, first, last - first) for k, (first, last) in enumerate(itertools.pairwise(bounds))]
+        found = [name for name, is_folder in entries(os.path.expanduser(folder)) if is_folder and name in SPLIT_FOLDERS]
+        for name in sorted(found, key=lambda name: (name not in TRAIN_SPLITS, name)) or ["train"]:
+            classes = next(iter(sources.values())).classes if sources else ()
+            sources[name] = FolderSource(folder, name, classes)
+            if not sources[name].classes:
+                raise ValueError(f"its split '{name}' has no class folders")
+    except ValueError as error:
+        raise SettingError(f"--folder={folder}: {error}") from error
+    return sources
 
 
 @contextlib.contextmanager
@@ -286,102 +218,6 @@ def resize_of(folder: pathlib.Path) -> int | None:
 
 def with_resize(resize: int | None) -> str:
     return f"with --resize={resize}" if resize else "without --resize"
-
-
-def image_features(classes: Sequence[str]) -> Any:
-    """TFDS's description of a record."""
-    import tensorflow_datasets as tfds
-
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
-            "label": tfds.features.ClassLabel(names=list(classes)),
-            "file_name": tfds.features.Text(),
-        }
-    )
-
-
-def write_shard(
-    path: pathlib.Path,
-    source: FolderSource,
-    shard: Shard,
-    features: Any,
-    *,
-    resize: int | None,
-    stop: threading.Event,
-) -> None:
-    """Writes a file under a temporary name and renames it when it is whole; a whole one is kept.
-
-    It ends early, without the file, when `stop` is set.
-
-    Raises:
-      ValueError: an image cannot be read, or the file cannot be written.
-    """
-    if path.exists() and not shard_problem(str(path), shard.count):
-        return
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from tensorflow_datasets.core import example_serializer
-
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process, should a lock be of no avail
-    try:
-        writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
-        try:
-            for i in range(shard.first, shard.first + shard.count):
-                if stop.is_set():
-                    return
-                data, label = source.read(i)
-                stored = as_stored(data, source.image_name(i), resize)
-                record = {"image": stored, "label": label, "file_name": source.relative_name(i)}
-                writer.write(serializer.serialize_example(record))
-        finally:
-            writer.close()
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())  # or a file that lost its content with the power would have its name
-        os.replace(partial, path)
-    except SettingError:
-        raise
-    except Exception as error:  # array_record's own errors have no common type: a full disk, a name that is no text
-        raise SettingError(f"--data_dir: {path} cannot be written ({first_line(error)}); run the same again") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def write_info(
-    work: pathlib.Path, features: Any, *, name: str, version: str, shards: list[Shard], resize: int | None
-) -> None:
-    """Writes what TFDS knows of a set: its features, classes, splits and the length of every file, and its `resize`."""
-    import tensorflow_datasets as tfds
-    from etils import epath  # a dependency of tensorflow-datasets, whose paths it is
-    from tensorflow_datasets.core import dataset_info, naming
-    from tensorflow_datasets.core.splits import SplitDict
-
-    identity = dataset_info.DatasetIdentity(
-        name=name,
-        version=tfds.core.Version(version),
-        data_dir=str(work),
-        module_name="dcjax.data.prepare",
-    )
-    description = "Images of class folders, with their bytes as they were."
-    metadata = None
-    if resize is not None:
-        description = (
-            f"Images of class folders. Those with a shorter side of more than {resize} px were resized to that "
-            f"({ENCODING}); the others have their bytes as they were."
-        )
-        metadata = tfds.core.MetadataDict({RESIZE_KEY: resize, "encoding": ENCODING})
-    info = tfds.core.DatasetInfo(builder=identity, description=description, features=features, metadata=metadata)
-    info.set_file_format("array_record")
-    splits = []
-    for split in dict.fromkeys(shard.split for shard in shards):
-        template = naming.ShardedFileTemplate(
-            data_dir=epath.Path(work), dataset_name=name, split=split, filetype_suffix="array_record"
-        )
-        own = [shard for shard in shards if shard.split == split]
-        size = sum((work / shard.file_name(name)).stat().st_size for shard in own)
-        splits.append(tfds.core.SplitInfo(split, [shard.count for shard in own], size, template))
-    info.set_splits(SplitDict(splits))
-    info.write_to_directory(work)
 
 
 def main(argv: Sequence[str]) -> None:

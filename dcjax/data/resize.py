@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dcjax.data import crops
-from dcjax.data.sources.base import DamagedImageError
+from dcjax.data.decode import DamagedImageError, decode
 
 # Of PIL's kernels Lanczos changes the crops of ImageNet files least. Quality 90 without chroma subsampling changes them
 # less than 95 with it, in fewer bytes: three of four files have none (experiments/results, "Resized files").
@@ -55,13 +54,13 @@ def resized(data: bytes, name: str, side: int) -> bytes:
 
     Returns:
       `data` itself where the image is not larger, or so long that its copy would not fit into a JPEG; else a JPEG of
-      the pixels that `crops.decode` gives, resized. It is always RGB and carries no orientation or colour profile:
-      `crops.decode` has applied neither.
+      the pixels that `decode` gives, resized. It is always RGB and carries no orientation or colour profile:
+      `decode` has applied neither.
 
     Raises:
       DamagedImageError: the image cannot be decoded.
     """
-    image = crops.decode(data, name)
+    image = decode(data, name)
     height, width = image.shape[:2]
     if min(height, width) <= side or max(height, width) * side > LONGEST_SIDE * min(height, width):
         return data

@@ -2,7 +2,7 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class SettingError(ValueError):
@@ -43,8 +43,23 @@ def unknown_name(setting: str, name: str, table: Iterable[str]) -> SettingError:
 def not_known(setting: str, name: str, table: Iterable[str]) -> str:
     """The message of `unknown_name`, for the plain `ValueError` of a lower layer."""
     names = sorted(table)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" (did you mean '{near[0]}'?)" if near else ""
+    hint = did_you_mean(name, names)
     # A list of all config keys would bury the hint.
-    known = "" if near and len(names) > 20 else f"; known: {', '.join(names)}"
+    known = "" if hint and len(names) > 20 else f"; known: {', '.join(names)}"
     return f"{setting} '{name}' is not known{hint}{known}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The hint at the known name that is nearest; empty where none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five names of a list, and how many there are."""
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
+
+
+def first_line(error: Exception) -> str:
+    """The first line of another library's message, or the name of an error without one."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from dcjax.data.augment import Augmentation, two_views
+from dcjax.data import Augmentation
+from dcjax.data.augment import two_views
 from dcjax.runtime.randomness import Stream, device_key
 from dcjax.training.state import TrainState
 

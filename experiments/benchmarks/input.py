@@ -157,7 +157,8 @@ def _augment() -> Callable[[dict[str, Any]], Any]:
     import jax
 
     from configs import common
-    from dcjax.data.augment import Augmentation, two_views
+    from dcjax.data import Augmentation
+    from dcjax.data.augment import two_views
 
     settings = Augmentation(**common.recipe().augment)
     key = jax.random.key(0)
@@ -174,10 +175,11 @@ def _stages(source: Any, args: argparse.Namespace) -> dict[str, float]:
     import jax
 
     from dcjax.data import crops
+    from dcjax.data.decode import decode
 
     count = min(len(source), 128)
     data = [source.read(i)[0] for i in range(count)]
-    images = [crops.decode(d, "") for d in data]
+    images = [decode(d, "") for d in data]
     views = np.empty((count, 2, SIZE, SIZE, 3), np.uint8)
     positions = np.arange(count, dtype=np.uint32)
     augment = _augment()
@@ -188,7 +190,7 @@ def _stages(source: Any, args: argparse.Namespace) -> dict[str, float]:
     # What a stage makes of an image is dropped before the next, as in the loader, so that memory is reused.
     per_image: dict[str, Callable[[int], Any]] = {
         "read the record": source.read,
-        "decode": lambda i: crops.decode(data[i], ""),
+        "decode": lambda i: decode(data[i], ""),
         "two crops": crop,
     }
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from dcjax.components import make_modules
 from dcjax.config import add_config_flags, config_from_flags
-from dcjax.data.augment import Augmentation
+from dcjax.data import Augmentation
 from dcjax.models import Network
 from dcjax.pretrain import make_loss, make_optimizer, make_schedule
 from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated, to_devices

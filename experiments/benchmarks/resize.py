@@ -31,6 +31,7 @@ import numpy as np
 from PIL import Image
 
 from dcjax.data import crops, open_source
+from dcjax.data.decode import decode
 from dcjax.data.resize import QUALITY, encode, shrink
 
 SIZE = 224
@@ -112,7 +113,7 @@ def _encode(image: np.ndarray, quality: int, chroma: str) -> bytes:
 
 def _decode_all(data: list[bytes]) -> None:
     for image in data:
-        crops.decode(image, "")
+        decode(image, "")
 
 
 def _microseconds(sets: list[list[bytes]], repeats: int) -> list[int]:
@@ -137,13 +138,13 @@ def main() -> None:
 
     files: Any = open_source("folder", dir=args.folder, dataset="", split="train")
     data = [files.read(i)[0] for i in range(len(files))]
-    images = [crops.decode(d, files.image_name(i)) for i, d in enumerate(data)]
+    images = [decode(d, files.image_name(i)) for i, d in enumerate(data)]
     larger = [i for i, image in enumerate(images) if min(image.shape[:2]) > args.resize]
     images = [images[i] for i in larger]
     copies = [shrink(image, args.resize) for image in images]
     stored = [encode(copy) for copy in copies]
     print(json.dumps({"resize": args.resize, "images": len(data), "larger": len(larger)}), flush=True)
-    pairs = [(image, crops.decode(s, "")) for image, s in zip(images, stored, strict=True)]
+    pairs = [(image, decode(s, "")) for image, s in zip(images, stored, strict=True)]
     for row in _compare(pairs, args.draws, all_of_them=True):
         print(json.dumps(row), flush=True)
 
@@ -163,7 +164,7 @@ def main() -> None:
     for (quality, chroma), encoded, microseconds in zip(ENCODINGS, sets, times[1:], strict=True):
         case = {"quality": quality, "chroma": chroma, "bytes_of_an_image": round(np.mean([len(e) for e in encoded]))}
         case |= {"decode_microseconds": microseconds}
-        report(case, [crops.decode(e, "") for e in encoded])
+        report(case, [decode(e, "") for e in encoded])
 
 
 if __name__ == "__main__":

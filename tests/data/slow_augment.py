@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.data import augment
-from dcjax.data.augment import Augmentation
+from dcjax.data import Augmentation, augment
 
 PAPER = dict(
     crop_scale=(0.08, 1.0), crop_ratio=(3 / 4, 4 / 3), interpolation="bicubic", flip=0.5, jitter=0.8,

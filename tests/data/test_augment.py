@@ -1,8 +1,7 @@
-"""The views, against the slow float64 reference; the draws; the settings."""
+"""The views, against the slow float64 reference; the draws."""
 
 import functools
 import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 from slow_augment import PAPER, PLAIN, check, noise, slow_box, slow_resize, slow_view
 
-from dcjax.data import augment, image_ops
-from dcjax.data.augment import Augmentation, normalize, one_view, two_views, view_draws
+from dcjax.data import Augmentation, augment, image_ops
+from dcjax.data.augment import normalize, one_view, two_views, view_draws
 from dcjax.data.crops import DRAWS, random_resized_crop_box
-from dcjax.runtime.errors import SettingError
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -226,32 +224,6 @@ def test_crops_are_distributed_as_on_the_host(height, width):
 # Mistakes.
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("flip", 1.5), ("jitter", -0.1), ("grayscale", float("nan")), ("blur", (0.5, 2.0)), ("solarize", (0.5,)),
-        ("brightness", -1.0), ("contrast", float("inf")), ("saturation", "much"), ("hue", 0.6), ("hue", None),
-        ("crop_scale", (0.0, 1.0)), ("crop_scale", (0.5, 0.4)), ("crop_scale", (0.5, 1.1)), ("crop_ratio", (0.0, 1.0)),
-        ("crop_ratio", 1.0), ("blur_sigma", (0.0, 2.0)), ("blur_sigma", (2.0, 1.0)), ("mean", (0.5, 0.5)),
-        ("mean", (0.5, 0.5, float("nan"))), ("std", (0.2, 0.2, 0.0)),
-    ],
-)  # fmt: skip
-def test_a_bad_setting_names_itself(field, value):
-    with pytest.raises(
-        SettingError, match=rf"^augment\.{field}: found \[?{re.escape(repr(value))}\]?, expected .+$"
-    ) as caught:
-        Augmentation(**{**PAPER, field: value})
-    assert "\n" not in str(caught.value)
-
-
-def test_lists_become_tuples_and_nothing_has_a_default():
-    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in PAPER.items()}
-    assert Augmentation(**lists) == Augmentation(**PAPER)
-    assert hash(Augmentation(**lists)) == hash(Augmentation(**PAPER))
-    with pytest.raises(TypeError, match="hue"):
-        Augmentation(**{name: value for name, value in PAPER.items() if name != "hue"})
-
-
 def test_bad_images_are_refused_before_compilation():
     key, settings = jax.random.key(0), Augmentation(**PAPER)
     positions = np.arange(2)
@@ -268,5 +240,7 @@ def test_bad_images_are_refused_before_compilation():
         views_of(np.zeros((2, 16, 16, 3), np.float32), key, positions, size=16, settings=settings)
     with pytest.raises(ValueError, match="positions: found shape"):
         views_of(noise(2, 16, 16, 3), key, np.arange(3), size=16, settings=settings)
-    with pytest.raises(SettingError, match=r"^augment\.blur_sigma: found \(0\.1, 2\.0\)"):
+    with pytest.raises(
+        ValueError, match=r"^blur_sigma: found \(0\.1, 2\.0\), expected at most 1, since .* 6 pixels must be below 6"
+    ):
         views_of(noise(2, 16, 16, 3), key, positions, size=6, settings=settings)

@@ -1,10 +1,9 @@
-"""Decoding and cropping on the host."""
-
-import io
+"""Cropping on the host."""
 
 import cv2
 import numpy as np
 import pytest
+from pictures import smooth
 from PIL import Image
 from scipy import stats
 
@@ -13,13 +12,11 @@ from dcjax.data.crops import (
     INTERPOLATIONS,
     center_crop,
     crop_resize,
-    decode,
     random_crops,
     random_resized_crop_box,
 )
+from dcjax.data.decode import decode
 from dcjax.data.image_ops import KERNELS
-from dcjax.data.sources.base import DamagedImageError
-from dcjax.runtime.errors import SettingError
 
 BOX = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
 DRAW = dict(BOX, interpolation="bicubic")
@@ -29,12 +26,6 @@ def two_crops(image: np.ndarray, *, size: int, **options) -> np.ndarray:
     out = np.empty((2, size, size, 3), np.uint8)
     random_crops(image, out, **options)
     return out
-
-
-def smooth(height: int, width: int) -> np.ndarray:
-    """An image in which every place has its own colour: red grows downwards, green to the right."""
-    y, x = np.mgrid[:height, :width]
-    return np.stack([255 * y / (height - 1), 255 * x / (width - 1), np.full((height, width), 40)], -1).astype(np.uint8)
 
 
 def photograph(height: int, width: int) -> np.ndarray:
@@ -187,39 +178,6 @@ def test_center_crop_of_the_right_size_is_a_slice():
     np.testing.assert_array_equal(center_crop(image, 224, interpolation="bilinear"), image[16:240, 38:262])
 
 
-def test_decode_round_trip_and_channel_order():
-    image = smooth(20, 30)
-    encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-    np.testing.assert_array_equal(decode(encoded, "a.png"), image)
-    grey = cv2.imencode(".png", image[..., 0])[1].tobytes()
-    np.testing.assert_array_equal(decode(grey, "grey.png"), np.repeat(image[..., :1], 3, axis=-1))
-
-
-def test_decode_ignores_the_orientation_as_pil_does():
-    pil = pytest.importorskip("PIL.Image")
-    exif = pil.Exif()
-    exif[0x0112] = 6  # turned by a quarter
-    file = io.BytesIO()
-    pil.fromarray(smooth(16, 32)).save(file, "JPEG", exif=exif)
-    assert decode(file.getvalue(), "turned.jpg").shape == (16, 32, 3)
-
-
-def pil_bytes(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P", "RGBA"])
-def test_decode_takes_every_kind_of_image(mode):
-    """ImageNet's folders hold CMYK and grey JPEGs, and a PNG that is named .JPEG: the bytes tell, not the name."""
-    pil = pytest.importorskip("PIL.Image")
-    kind = "PNG" if mode in ("P", "RGBA") else "JPEG"
-    data = pil_bytes(pil.fromarray(smooth(40, 60)).convert(mode), kind)
-    expected = np.asarray(pil.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    np.testing.assert_allclose(decode(data, "x.JPEG").astype(int), expected, atol=2)
-
-
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 50), (50, 1)])
 def test_sides_of_one_pixel(height, width):
     image = decode(cv2.imencode(".png", np.full((height, width, 3), 7, np.uint8))[1].tobytes(), "thin.png")
@@ -227,39 +185,3 @@ def test_sides_of_one_pixel(height, width):
     views = two_crops(image, seed=0, position=1, size=8, **DRAW)
     assert views.shape == (2, 8, 8, 3)
     np.testing.assert_array_equal(views, 7)
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "progressive"])
-def test_a_file_that_was_cut_short_is_damaged(kind):
-    pil = pytest.importorskip("PIL.Image")
-    options = {"progressive": True} if kind == "progressive" else {}
-    whole = pil_bytes(pil.fromarray(smooth(64, 64)), kind if kind == "PNG" else "JPEG", **options)
-    assert decode(whole, "whole").shape == decode(whole + bytes(100), "more").shape == (64, 64, 3)
-    for part in (0.3, 0.7, 0.95):
-        with pytest.raises(DamagedImageError, match=r"^cut: "):
-            decode(whole[: int(part * len(whole))], "cut")
-
-
-@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff"])
-def test_what_is_no_image_is_one_line_with_its_name(data):
-    with pytest.raises(SettingError, match=r"^some/file\.jpg: not an image that can be decoded") as caught:
-        decode(data, "some/file.jpg")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("options", [{}, {"subsampling": "4:2:0"}, {"progressive": True}, {"quality": 30}])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_jpegs_decode_to_the_pixels_of_opencv(mode, options):
-    pil = pytest.importorskip("PIL.Image")
-    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
-    data = pil_bytes(pil.fromarray(image).convert(mode), "JPEG", **options)
-    expected = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    np.testing.assert_array_equal(decode(data, "x.jpg"), expected)
-
-
-def test_bytes_that_a_reader_passes_over_do_no_damage():
-    """Some of ImageNet's JPEGs have stray bytes between two segments; PIL reads them too."""
-    pil = pytest.importorskip("PIL.Image")
-    data = pil_bytes(pil.fromarray(smooth(40, 60)), "JPEG")
-    end = data.rfind(b"\xff\xd9")
-    np.testing.assert_array_equal(decode(data[:end] + bytes(5) + data[end:], "x.jpg"), decode(data, "x.jpg"))

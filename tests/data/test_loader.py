@@ -3,6 +3,9 @@
 import gc
 import itertools
 import math
+import pathlib
+import subprocess
+import sys
 import time
 import weakref
 
@@ -12,9 +15,11 @@ import pytest
 from numbered import Numbered, equal, evaluate, indices, loader, stream
 from scipy import stats
 
-from dcjax.data import crops, eval_batches, open_source
-from dcjax.data.loader import epoch_order
+from dcjax.data import FixedSizeImages, Subset, crops, eval_batches, open_source
+from dcjax.data.order import epoch_order
 from dcjax.runtime.errors import SettingError
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_batch_of_whole_images():
@@ -162,23 +167,24 @@ def test_threads_none_and_many():
 
 
 def test_fixed_size_images_are_decoded_once():
-    source = Numbered(40)
+    files = Numbered(40)
+    source = FixedSizeImages(files, 4)
     stream(source, 20, 20)
     evaluate(source, 16)
     # Two threads may meet at an image that neither has yet; after that nothing is read again.
-    reads = source.reads.copy()
+    reads = files.reads.copy()
     assert reads.min() >= 1
     stream(source, 20, 20, seed=3)
     evaluate(source, 16)
-    np.testing.assert_array_equal(source.reads, reads)
+    evaluate(Subset(source, np.arange(0, 40, 3)), 16)
+    assert source[7][1] == 1
+    np.testing.assert_array_equal(files.reads, reads)
 
 
 def test_kept_images_go_with_their_source():
-    from dcjax.data import loader as module
-
-    source = Numbered(40)
+    source = FixedSizeImages(Numbered(40), 4)
     evaluate(source, 16)
-    kept = weakref.ref(module._KEPT[source])
+    kept = weakref.ref(source)
     del source
     deadline = time.monotonic() + 300
     while kept() is not None and time.monotonic() < deadline:  # a reader thread lets go of its last task a little later
@@ -188,11 +194,23 @@ def test_kept_images_go_with_their_source():
 
 
 def test_large_sources_are_not_kept(monkeypatch):
-    monkeypatch.setattr("dcjax.data.loader.KEEP_BYTES", 100)
-    source = Numbered(8)
+    monkeypatch.setattr("dcjax.data.fixed_size.KEEP_BYTES", 100)
+    files = Numbered(8)
+    source = FixedSizeImages(files, 4)
     np.testing.assert_array_equal(np.concatenate([indices(b) for b in evaluate(source, 4)]), np.arange(8))
     evaluate(source, 4)
-    np.testing.assert_array_equal(source.reads, 2)
+    np.testing.assert_array_equal(files.reads, 2)
+
+
+@pytest.mark.parametrize("count", [8, 9])  # kept, and too many to be
+def test_many_images_at_once(monkeypatch, count):
+    monkeypatch.setattr("dcjax.data.fixed_size.KEEP_BYTES", 8 * 4 * 4 * 3)
+    source = FixedSizeImages(Numbered(count), 4)
+    images, labels = source.read_many(np.array([5, 0, 5]))
+    assert (images.shape, images.dtype, labels.dtype) == ((3, 4, 4, 3), np.uint8, np.int32)
+    np.testing.assert_array_equal(images[:, 0, 0, 1], [5, 0, 5])
+    np.testing.assert_array_equal(labels, [1, 0, 1])
+    assert (len(source), source.classes, source.image_name(3)) == (count, ("even", "odd"), "numbered image 3")
 
 
 @pytest.mark.parametrize("stored_size", [0, 4])
@@ -244,17 +262,19 @@ def test_eval_can_be_left_early():
     ({"batch_size": 10, "process_count": 4}, "batch_size = 10.* 4"),
 ])  # fmt: skip
 def test_batch_size_mistakes(make, options, message):
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises(ValueError, match=message):
         make(Numbered(20), **options)
 
 
 def test_an_image_of_another_size():
     source = Numbered(20, sides={13: 5})
-    message = r"data\.stored_size = 4.*numbered image 13 is 5 x 5"
+    message = r"^stored_size = 4: every image must be 4 x 4, but numbered image 13 is 5 x 5; set it to 0 where"
     with pytest.raises(SettingError, match=message):
         stream(source, 5, 4)
     with pytest.raises(SettingError, match=message):
         evaluate(source, 4)
+    with pytest.raises(ValueError, match=r"^stored_size = 5: .* a side of 4"):
+        evaluate(Subset(FixedSizeImages(source, 4), np.arange(3)), 4, stored_size=5)
 
 
 def test_closing_stops_reading():
@@ -265,8 +285,23 @@ def test_closing_stops_reading():
         next(reader)
 
 
-def test_opencv_uses_no_threads_of_its_own():
-    assert cv2.getNumThreads() == 1
+def test_a_loader_turns_opencvs_own_threads_off_and_the_import_does_not():
+    code = """
+import cv2
+before = cv2.getNumThreads()
+cv2.setNumThreads(before + 2)
+import dcjax.data, dcjax.data.prepare
+assert cv2.getNumThreads() == before + 2, cv2.getNumThreads()
+source = dcjax.data.open_source("digits", dir="", dataset="", split="test")
+reading = {"batch_size": 4, "size": 4, "stored_size": 0, "interpolation": "bilinear", "threads": 1}
+next(dcjax.data.eval_batches(source, **reading))
+assert cv2.getNumThreads() == 1, cv2.getNumThreads()
+cv2.setNumThreads(3)
+crops = {"scale": (0.2, 1.0), "ratio": (0.75, 1.33), "views": 1}
+next(dcjax.data.train_loader(source, **reading, **crops, seed=0, prefetch=1))
+assert cv2.getNumThreads() == 1, cv2.getNumThreads()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_image_files(tmp_path):

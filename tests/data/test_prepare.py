@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from helpers import write_images
 
-from dcjax.data import open_source, prepare
+from dcjax.data import array_record, open_source, prepare
 from dcjax.data.sources import tfds as tfds_source
 from dcjax.runtime.errors import SettingError
 
@@ -37,7 +37,7 @@ def cut(monkeypatch, shards):
 
     def plan(source, split, megabytes):
         bounds = [len(source) * k // shards for k in range(shards + 1)]
-        return [prepare.Shard(split, k, shards, bounds[k], bounds[k + 1] - bounds[k]) for k in range(shards)]
+        return [array_record.Shard(split, k, shards, bounds[k], bounds[k + 1] - bounds[k]) for k in range(shards)]
 
     monkeypatch.setattr(prepare, "plan_shards", plan)
 
@@ -83,7 +83,7 @@ def test_files_have_a_size(tree, monkeypatch):
 
 def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys):
     cut(monkeypatch, 3)
-    top, whole = tmp_path / "sets", prepare.write_shard
+    top, whole = tmp_path / "sets", array_record.write_shard
     written = []
 
     def interrupted(path, source, shard, features, **options):
@@ -92,16 +92,16 @@ def test_an_interrupted_preparation_goes_on(tree, tmp_path, monkeypatch, capsys)
         written.append(path.name)
         whole(path, source, shard, features, **options)
 
-    monkeypatch.setattr(prepare, "write_shard", interrupted)
+    monkeypatch.setattr(array_record, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tree, top)
-    with pytest.raises(SettingError, match=r"1\.0\.0\.incomplete"):
+    with pytest.raises(ValueError, match=r"1\.0\.0\.incomplete"):
         opened(top)
     work = top / "mine" / "1.0.0.incomplete"
     kept = {path.name: path.stat().st_mtime_ns for path in work.glob("*array_record*")}
     assert set(written) == set(kept) != set()
     (work / written[0]).write_bytes(b"")  # its content was lost with the power
-    monkeypatch.setattr(prepare, "write_shard", whole)
+    monkeypatch.setattr(array_record, "write_shard", whole)
     folder = convert(tree, top)
     assert [name for name, time in kept.items() if (folder / name).stat().st_mtime_ns != time] == [written[0]]
     assert not list(folder.glob("*.partial"))
@@ -125,14 +125,14 @@ def test_an_interruption_at_the_very_end_loses_nothing(tree, tmp_path, monkeypat
 
 
 def test_one_process_at_a_time(tree, tmp_path, monkeypatch):
-    whole = prepare.write_info
+    whole = array_record.write_info
 
     def second(*args, **options):
         with pytest.raises(SettingError, match=r"another process.*1\.0\.0\.incomplete"):
             convert(tree, tmp_path)
         whole(*args, **options)
 
-    monkeypatch.setattr(prepare, "write_info", second)
+    monkeypatch.setattr(array_record, "write_info", second)
     convert(tree, tmp_path)
     assert len(opened(tmp_path)) == 18
 
@@ -163,7 +163,7 @@ def test_more_files_than_a_process_may_open(tree, tmp_path, monkeypatch):
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(65_536, hard)
         monkeypatch.setattr(tfds_source, "OTHER_FILES", before[1])
         with pytest.raises(
-            SettingError, match=r"its 18 files stay open .* but a process may open \d+; raise the limit"
+            ValueError, match=r"^dataset: its 18 files stay open .* but a process may open \d+; raise the limit"
         ):
             opened(tmp_path)
     finally:
@@ -184,7 +184,7 @@ def test_folders_that_cannot_be_read_whole(tree, tmp_path):
         convert(tree, tmp_path)
     (tree / "train" / "a" / "gone.jpg").unlink()
     (convert(tree, tmp_path) / "dataset_info.json").unlink()
-    with pytest.raises(SettingError, match=r"'mine'"):
+    with pytest.raises(ValueError, match=r"'mine'"):
         opened(tmp_path)
 
 
@@ -214,7 +214,7 @@ def test_a_damaged_shard_is_found_at_the_start(tree, tmp_path, damage, monkeypat
     else:
         shard.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
     with pytest.raises(
-        SettingError, match=r"damaged shards, copy them again, or remove .*: .*00001-of-00003"
+        ValueError, match=r"^dir: damaged shards, copy them again, or remove .*: .*00001-of-00003"
     ) as caught:
         opened(tmp_path / "sets")
     assert "\n" not in str(caught.value)

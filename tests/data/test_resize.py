@@ -13,10 +13,9 @@ import tensorflow_datasets as tfds
 from helpers import ROOT
 from PIL import Image
 
-from dcjax.data import open_source, prepare
-from dcjax.data.crops import decode
+from dcjax.data import array_record, open_source, prepare
+from dcjax.data.decode import DamagedImageError, decode
 from dcjax.data.resize import as_stored, resized
-from dcjax.data.sources.base import DamagedImageError
 from dcjax.runtime.errors import SettingError
 
 
@@ -178,7 +177,7 @@ def test_a_set_prepared_with_another_size_is_not_prepared_again(tree, tmp_path):
 
 @pytest.mark.parametrize("first", [None, 32])
 def test_an_interrupted_preparation_goes_on_with_its_own_size_alone(tree, tmp_path, monkeypatch, first):
-    whole, written = prepare.write_shard, []
+    whole, written = array_record.write_shard, []
 
     def interrupted(path, source, shard, features, **options):
         if shard.split == "val":
@@ -187,7 +186,7 @@ def test_an_interrupted_preparation_goes_on_with_its_own_size_alone(tree, tmp_pa
         written.append(path.name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "write_shard", interrupted)
+        patch.setattr(array_record, "write_shard", interrupted)
         with pytest.raises(KeyboardInterrupt):
             convert(tree, tmp_path, resize=first)
     work = tmp_path / "mine" / "1.0.0.incomplete"
@@ -216,10 +215,10 @@ def test_an_interruption_does_not_wait_for_whole_files(tree, tmp_path, monkeypat
         return encoded(photograph(60, 80)), 0
 
     source = prepare.open_splits(str(tree))["train"]
-    path, features = tmp_path / "mine.array_record", prepare.image_features("ab")
+    path, features = tmp_path / "mine.array_record", array_record.image_features("ab")
     with monkeypatch.context() as patch:
         patch.setattr(prepare.FolderSource, "read", until_the_second)
-        prepare.write_shard(path, source, prepare.Shard("train", 0, 1, 0, 11), features, resize=32, stop=stop)
+        array_record.write_shard(path, source, array_record.Shard("train", 0, 1, 0, 11), features, resize=32, stop=stop)
     assert read == [0, 1]
     assert not list(tmp_path.glob("*array_record*"))
 
@@ -228,7 +227,7 @@ def test_an_interruption_does_not_wait_for_whole_files(tree, tmp_path, monkeypat
             raise KeyboardInterrupt
         waited.append(stop.wait(60))
 
-    monkeypatch.setattr(prepare, "write_shard", interrupted)
+    monkeypatch.setattr(array_record, "write_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(tree, tmp_path, resize=32)
     assert all(waited)

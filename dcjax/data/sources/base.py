@@ -1,19 +1,11 @@
-"""What a source of images is, and the words and hashes that all of them use."""
+"""What a source of images is, and what all of them use."""
 
-import difflib
 import hashlib
 import os
 from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
-
-from dcjax.runtime.errors import SettingError
-
-
-class DamagedImageError(SettingError):
-    """An image that cannot be read or decoded; the message names it."""
-
 
 SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 
@@ -68,26 +60,8 @@ class Subset:
         return self.whole.image_name(int(self.indices[i]))
 
 
-def no_such_split(split: str, of: str, known: Iterable[str]) -> SettingError:
-    remedy = "" if split == "train" else "; with data.test_split empty a run does without"
-    return SettingError(f"{split_setting(split)}: {of} has no such split; known are {', '.join(known)}{remedy}")
-
-
-def split_setting(split: str) -> str:
-    return f"data.train_split or data.test_split = {split!r}"  # a source does not know which of the two it serves
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def no_such_split(split: str, of: str, known: Iterable[str]) -> ValueError:
+    return ValueError(f"split = {split!r}: {of} has no such split; known are {', '.join(known)}")
 
 
 def fingerprint(*parts: str) -> str:

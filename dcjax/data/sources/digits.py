@@ -12,7 +12,7 @@ class DigitsSource:
       split: "train" or "test".
 
     Raises:
-      SettingError: the split is neither.
+      ValueError: the split is neither.
     """
 
     name = "digits"

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dcjax.data import crops
-from dcjax.data.sources.base import SPLIT_ALIASES, fingerprint, some, split_setting
-from dcjax.runtime.errors import SettingError
+from dcjax.data.decode import decode
+from dcjax.data.sources.base import SPLIT_ALIASES, fingerprint
+from dcjax.runtime.errors import SettingError, some
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
@@ -30,7 +30,7 @@ class FolderSource:
       classes: the training source's class names, so that the labels of a test split mean the same classes.
 
     Raises:
-      SettingError: the folder or the split is missing or holds no image, a class folder holds files of which none is
+      ValueError: the folder or the split is missing or holds no image, a class folder holds files of which none is
         an image, a class is not among `classes`, or images lie beside class folders.
     """
 
@@ -42,8 +42,8 @@ class FolderSource:
         self.classes = tuple(classes) or tuple(names)
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
-            raise SettingError(
-                f"{split_setting(split)}: its class folders must be classes of the training split too; "
+            raise ValueError(
+                f"split = {split!r}: its class folders must be classes of the training split too; "
                 f"not among those {len(self.classes)}: {some(unknown)}"
             )
         self._labels = None
@@ -63,7 +63,7 @@ class FolderSource:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         data, label = self.read(i)
-        return crops.decode(data, self.image_name(i)), label
+        return decode(data, self.image_name(i)), label
 
     def read(self, i: int) -> tuple[bytes, int]:
         """The bytes of image `i` as they are in its file, and its label."""
@@ -74,7 +74,7 @@ class FolderSource:
         except OSError as error:
             # Not a damaged image: what the file system cannot give now it may give later, and another image in its
             # place would make the stream depend on that.
-            raise SettingError(f"data.dir: cannot read {path}: {error.strerror}") from error
+            raise SettingError(f"dir: cannot read {path}: {error.strerror}") from error
         return data, -1 if self._labels is None else int(self._labels[i])
 
     def image_name(self, i: int) -> str:
@@ -94,8 +94,7 @@ def _split_folder(dir: str, split: str) -> str:
     if split in TRAIN_SPLITS and not set(folders) & set(SPLIT_FOLDERS):
         return dir
     found = f"it has the folders {some(folders)}" if folders else "it has no folders"
-    remedy = "" if split in TRAIN_SPLITS else ", and with data.test_split empty a run does without"
-    raise SettingError(f"{split_setting(split)}: no such folder in data.dir = {dir!r}; {found}{remedy}")
+    raise ValueError(f"split = {split!r}: no such folder in dir = {dir!r}; {found}")
 
 
 def _scan(top: str) -> tuple[list[str], list[str], list[int]]:
@@ -106,20 +105,20 @@ def _scan(top: str) -> tuple[list[str], list[str], list[int]]:
     per_class = {name: _images_below(os.path.join(top, name), f"{name}/") for name in names}
     count = sum(map(len, per_class.values()))
     if not loose and not count:
-        raise SettingError(f"data.dir: {top} holds no image ({', '.join(IMAGE_SUFFIXES)}), nor do its folders")
+        raise ValueError(f"dir: {top} holds no image ({', '.join(IMAGE_SUFFIXES)}), nor do its folders")
     if not count:
         return loose, [], []
     if loose:
-        raise SettingError(
-            f"data.dir: {top} holds images ({some(loose)}) beside class folders ({some(names)}); "
-            "move the images into class folders, or point data.dir at a folder of images alone"
+        raise ValueError(
+            f"dir: {top} holds images ({some(loose)}) beside class folders ({some(names)}); "
+            "move the images into class folders, or point dir at a folder of images alone"
         )
     empty = [name for name in names if not per_class[name]]
     # A folder with nothing in it is a class of which a subset has no image; one with other files is a mistake.
     wrong = [name for name in empty if entries(os.path.join(top, name))]
     if wrong:
-        raise SettingError(
-            f"data.dir: no image ({', '.join(IMAGE_SUFFIXES)}) in the class folders {some(wrong)} of {top}; "
+        raise ValueError(
+            f"dir: no image ({', '.join(IMAGE_SUFFIXES)}) in the class folders {some(wrong)} of {top}; "
             "convert their files, or remove the folders"
         )
     if empty:
@@ -150,7 +149,7 @@ def entries(folder: str) -> list[tuple[str, bool]]:
             ]
     except OSError as error:
         problem = error.strerror if folder else "names no folder"
-        raise SettingError(f"data.dir = {folder!r}: {problem}; give a folder of images that can be read") from error
+        raise ValueError(f"dir = {folder!r}: {problem}; give a folder of images that can be read") from error
 
 
 def _is_image(name: str) -> bool:

@@ -1,27 +1,20 @@
 """TFDS image sets prepared as ArrayRecord, read without TensorFlow."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import re
 import resource
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dcjax.data import crops
-from dcjax.data.sources.base import (
-    SPLIT_ALIASES,
-    did_you_mean,
-    fingerprint,
-    first_line,
-    no_such_split,
-    some,
-    split_setting,
-)
+from dcjax.data.decode import decode
+from dcjax.data.sources.base import SPLIT_ALIASES, fingerprint, no_such_split
 from dcjax.data.sources.folder import entries
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import SettingError, did_you_mean, first_line, some
 
 OTHER_FILES = 512  # files that a process has open besides those of a set
 MANY_FILES = 65_536
@@ -38,7 +31,7 @@ class TFDSSource:
       split: a split, or a part of one in TFDS's own notation ("train[:10%]").
 
     Raises:
-      SettingError: the set is unknown, not prepared in `dir`, not as ArrayRecord, or without images; or the split is
+      ValueError: the set is unknown, not prepared in `dir`, not as ArrayRecord, or without images; or the split is
         unknown or empty.
     """
 
@@ -49,21 +42,19 @@ class TFDSSource:
         from tensorflow_datasets.proto import tf_example_pb2
 
         folder = _prepared_folder(dir, dataset)
-        try:
+        with _reading(dataset, folder):
             builder: Any = tfds.builder_from_directory(folder)
             info = builder.info
             resize = (info.metadata or {}).get(RESIZE_KEY)
-        except Exception as error:  # whatever TFDS raises on files that it cannot read
-            raise SettingError(f"data.dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
         if tfds.core.FileFormat.ARRAY_RECORD not in info.available_file_formats():
-            raise SettingError(
-                f"data.dataset = {dataset!r}: {folder} holds {info.file_format} files, which give no random access; "
-                f"prepare it as ArrayRecord in another data.dir: {_how_to_prepare(dataset)}"
+            raise ValueError(
+                f"dataset = {dataset!r}: {folder} holds {info.file_format} files, which give no random access; "
+                f"prepare it as ArrayRecord in another dir: {_how_to_prepare(dataset)}"
             )
         features: Any = info.features
         images = [key for key in features if isinstance(features[key], tfds.features.Image)]
         if not images:
-            raise SettingError(f"data.dataset = {dataset!r}: no image among its features {', '.join(features)}")
+            raise ValueError(f"dataset = {dataset!r}: no image among its features {', '.join(features)}")
         self._image = "image" if "image" in images else images[0]
         label = dict(features.items()).get("label")
         self.classes = tuple(label.names) if isinstance(label, tfds.features.ClassLabel) and label.names else ()
@@ -74,21 +65,17 @@ class TFDSSource:
         except (KeyError, ValueError) as error:
             raise no_such_split(split, dataset, info.splits) from error
         if count == 0:
-            raise SettingError(
-                f"{split_setting(split)}: holds no image of {dataset}; known are {', '.join(info.splits)}"
-            )
-        try:
-            self._shards = [_Shard(*part) for part in _parts(info.splits[split].file_instructions)]
-            allow_open_files(len(self._shards))
-            check_shards(self._shards)
+            raise ValueError(f"split = {split!r}: holds no image of {dataset}; known are {', '.join(info.splits)}")
+        with _reading(dataset, folder):
+            parts: Any = info.splits[split].file_instructions
+            self._shards = [_Shard(str(p.filename), p.skip, p.take, p.examples_in_shard) for p in parts]
+        allow_open_files(len(self._shards))
+        check_shards(self._shards)
+        with _reading(dataset, folder):
             # The image is decoded here, and the few fields are read from the protocol buffer itself: TFDS's own way to
             # NumPy takes a hundred microseconds, during which no other thread runs.
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             self._records = builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
-        except SettingError:
-            raise
-        except Exception as error:
-            raise SettingError(f"data.dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
         messages: Any = tf_example_pb2  # its classes are made at import, where a type checker sees none
         self._parse = messages.Example.FromString
         self._ends = np.cumsum([shard.take for shard in self._shards])
@@ -103,7 +90,7 @@ class TFDSSource:
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
         data, label = self.read(i)
-        return crops.decode(data, self.image_name(i)), label
+        return decode(data, self.image_name(i)), label
 
     def read(self, i: int) -> tuple[bytes, int]:
         """The bytes of image `i` as they were prepared, and its label."""
@@ -111,12 +98,21 @@ class TFDSSource:
             fields = self._parse(self._records[i]).features.feature
             return fields[self._image].bytes_list.value[0], fields["label"].int64_list.value[0] if self.classes else -1
         except Exception as error:  # array_record's own errors have no common type
-            raise SettingError(f"data.dir: cannot read {self.image_name(i)}: {first_line(error)}") from error
+            raise SettingError(f"dir: cannot read {self.image_name(i)}: {first_line(error)}") from error
 
     def image_name(self, i: int) -> str:
         shard = int(np.searchsorted(self._ends, i, side="right"))
         record = self._shards[shard].skip + i - (int(self._ends[shard - 1]) if shard else 0)
         return f"{self._split} image {i} (record {record} of {os.path.basename(self._shards[shard].path)})"
+
+
+@contextlib.contextmanager
+def _reading(dataset: str, folder: str) -> Iterator[None]:
+    """Turns whatever TFDS raises on files that it cannot read into a `ValueError`."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"dataset = {dataset!r}: cannot read {folder}: {first_line(error)}") from error
 
 
 class _Shard(NamedTuple):
@@ -128,18 +124,14 @@ class _Shard(NamedTuple):
     count: int
 
 
-def _parts(instructions: Iterable[Any]) -> list[tuple[str, int, int, int]]:
-    return [(str(part.filename), part.skip, part.take, part.examples_in_shard) for part in instructions]
-
-
 def check_shards(shards: list[_Shard]) -> None:
     """Raises `ValueError` for a file that is missing, damaged or cut short, before a run depends on it."""
     with concurrent.futures.ThreadPoolExecutor(OPENERS) as pool:
         found = pool.map(lambda shard: shard_problem(shard.path, shard.count), shards)
         problems = [problem for problem in found if problem]
     if problems:
-        raise SettingError(
-            f"data.dir: damaged shards, copy them again, or remove the folder and prepare it again: {some(problems)}"
+        raise ValueError(
+            f"dir: damaged shards, copy them again, or remove the folder and prepare it again: {some(problems)}"
         )
 
 
@@ -171,8 +163,8 @@ def allow_open_files(count: int) -> None:
     if soft == resource.RLIM_INFINITY or wanted <= soft:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
-        raise SettingError(
-            f"data.dataset: its {count} files stay open while it is read, but a process may open {hard}; "
+        raise ValueError(
+            f"dataset: its {count} files stay open while it is read, but a process may open {hard}; "
             f"raise the limit (ulimit -n {wanted})"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (enough if hard == resource.RLIM_INFINITY else min(enough, hard), hard))
@@ -193,33 +185,33 @@ def _prepared_folder(dir: str, dataset: str) -> str:
     if version in versions or (versions and not version):
         return os.path.join(top, version or versions[-1])
     if versions:
-        raise SettingError(f"data.dataset = {dataset!r}: prepared in {top} are the versions {', '.join(versions)}")
+        raise ValueError(f"dataset = {dataset!r}: prepared in {top} are the versions {', '.join(versions)}")
     begun = [entry for entry, _ in entries(top) if "incomplete" in entry] if name and os.path.isdir(top) else []
     if begun:
-        raise SettingError(
-            f"data.dataset = {dataset!r}: its preparation in {os.path.join(top, begun[0])} did not end; run the same "
+        raise ValueError(
+            f"dataset = {dataset!r}: its preparation in {os.path.join(top, begun[0])} did not end; run the same "
             "command of dcjax.data.prepare again"
         )
     if configs:
-        raise SettingError(f"data.dataset = {dataset!r}: name one of {', '.join(f'{name}/{c}' for c in configs)}")
+        raise ValueError(f"dataset = {dataset!r}: name one of {', '.join(f'{name}/{c}' for c in configs)}")
     import tensorflow_datasets as tfds
 
     known = tfds.list_builders(with_community_datasets=False)
     if name.split("/")[0] in known:
-        raise SettingError(
-            f"data.dataset = {dataset!r}: not prepared in data.dir = {dir!r}; {_how_to_prepare(name)}"
-            ", or read class folders with data.name=folder"
+        raise ValueError(
+            f"dataset = {dataset!r}: not prepared in dir = {dir!r}; {_how_to_prepare(name)}"
+            ", or read class folders with the source 'folder'"
         )
     if not os.path.isdir(dir):
-        raise SettingError(f"data.dir = {dir!r}: no such folder")
+        raise ValueError(f"dir = {dir!r}: no such folder")
     if name and os.path.isdir(top):
-        raise SettingError(
-            f"data.dataset = {dataset!r}: {top} holds no finished version (a folder such as 1.0.0 with a "
+        raise ValueError(
+            f"dataset = {dataset!r}: {top} holds no finished version (a folder such as 1.0.0 with a "
             "dataset_info.json); copy it whole, or prepare it again"
         )
     here = sorted(entry for entry, is_folder in entries(dir) if is_folder)
-    raise SettingError(
-        f"data.dataset = {dataset!r}: neither in data.dir = {dir!r} (there: {some(here) or 'nothing'}) nor a set that "
+    raise ValueError(
+        f"dataset = {dataset!r}: neither in dir = {dir!r} (there: {some(here) or 'nothing'}) nor a set that "
         f"tensorflow-datasets knows{did_you_mean(name, [*here, *known])}"
     )
 
