@@ -73,6 +73,7 @@ def main(argv: Sequence[str]) -> None:
         parser.error(f"there is no notebook {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     os.environ["DCJAX_NOTEBOOK_SMALL"] = str(int(flags.check))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what XLA says of a busy machine is no output to keep
+    os.environ.pop("MPLBACKEND", None)  # the kernel has its own, which keeps the plots
     if "DCJAX_SOURCE" in os.environ and os.path.isdir(os.environ["DCJAX_SOURCE"]):
         os.environ["DCJAX_SOURCE"] = os.path.abspath(os.environ["DCJAX_SOURCE"])  # the kernel runs elsewhere
     for name in flags.names or NAMES:
