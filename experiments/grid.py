@@ -16,7 +16,7 @@ from scipy import stats
 from dcjax import cli
 from dcjax.errors import InterruptedRunError, SettingError, unknown_name
 from experiments.records import check_together, code_fingerprint, read_result, rounded
-from experiments.run import Job, add_places, with_threads
+from experiments.run import Job, add_places, with_memory, with_threads
 from experiments.scales import SCALES, Scale, open_data, row_named, scale_named
 
 SEEDS = 3
@@ -142,7 +142,7 @@ def parse_grid(argv: Sequence[str], *, module: str, doc: str, rows: Sequence[str
     parser.add_argument("--scale", choices=SCALES, default="laptop")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0, 1, ... of each row (default: {SEEDS})")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of: {' '.join(rows)}")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share a GPU's memory (default: 1)")
     parser.add_argument("--dry_run", action="store_true", help="print what there is, what would be run, and its cost")
     parser.add_argument("--list", action="store_true", help="print the commands of the runs that are missing")
     add_places(parser)
@@ -184,7 +184,7 @@ def execute(jobs: Sequence[Job], flags: Any, results: pathlib.Path) -> int | Non
     cores = len(os.sched_getaffinity(0))
     if flags.jobs > cores:
         print(f"--jobs={flags.jobs} runs share {cores} cores and slow each other down", flush=True)
-    environment = with_threads(os.environ, scale.threads)
+    environment = with_memory(with_threads(os.environ, scale.threads), flags.jobs)
 
     def start(job: Job) -> bool:
         print(f"{job.name}: started", flush=True)

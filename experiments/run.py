@@ -38,6 +38,9 @@ from experiments.scales import ROWS, SCALES, make_config, open_data, row_named, 
 WORK = pathlib.Path("runs") / "experiments"
 THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # of XLA, and of two libraries of linear algebra
 
+# How much of a GPU's memory JAX reserves at the start; the second is the older name of the first.
+MEMORY = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
@@ -70,6 +73,17 @@ class Job:
 def with_threads(environment: Mapping[str, str], threads: int) -> dict[str, str]:
     """An environment in which a run takes so many threads of a CPU; 0 for as many as there are."""
     return {**environment, **(dict.fromkeys(THREADS, str(threads)) if threads else {})}
+
+
+def with_memory(environment: Mapping[str, str], jobs: int) -> dict[str, str]:
+    """An environment in which each of several runs at a time takes its share of a GPU's memory.
+
+    JAX reserves three quarters of it for one process, so a second run would find too little. What the user has set
+    stays.
+    """
+    if jobs == 1 or environment.keys() & MEMORY:
+        return dict(environment)
+    return {**environment, "XLA_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"}
 
 
 def run(job: Job, *, data: str | None, work: pathlib.Path = WORK, results: pathlib.Path = RESULTS) -> None:

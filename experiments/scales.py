@@ -79,6 +79,46 @@ CIFAR10 = (
     "(or .jpg); any other photographs in that layout do, too"
 )
 
+TINY_IMAGENET = (
+    "cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked; put its validation images into class folders with "
+    "`cd DIR/val && while read -r file class _; do mkdir -p $class && mv images/$file $class; done < "
+    "val_annotations.txt && rmdir images`; then --data=DIR"
+)
+
+
+def gpu_scale(encoder: str, data_set: str, *, epochs: int, minutes: str) -> Scale:
+    """A scale whose runs are planned to take less than an hour of one GPU.
+
+    Args:
+      encoder: `resnet18` or `resnet50`.
+      data_set: `cifar10` or `tiny_imagenet`, as class folders.
+      epochs: of pre-training, a tenth of them warm-up as in the paper.
+      minutes: the cost of a run, as far as it is known without a measurement.
+    """
+    name, data, size = {"cifar10": ("CIFAR-10", CIFAR10, 32), "tiny_imagenet": ("Tiny-ImageNet", TINY_IMAGENET, 64)}[
+        data_set
+    ]
+    width = {"resnet18": 512, "resnet50": 2048}[encoder]
+    return Scale(
+        description=f"{name} at {size} px, ResNet-{encoder.removeprefix('resnet')} ({width}-d r), {epochs} epochs",
+        base=f"configs/projector.py:{{projector}},{data_set}",
+        width=width,
+        changes={
+            "model.name": encoder,
+            "projector.hidden": width,
+            "data.name": "folder",
+            "total_epochs": float(epochs),
+            "optimizer.warmup_epochs": epochs / 10,
+            "probe.labels_per_class": 10,
+            # Two views of 512 images leave up to 43 GB of arrays for the gradient at 32 px and 172 GB at 64 px.
+            "model.remat": encoder == "resnet50",
+        },
+        learning_rates={},
+        minutes=f"not measured; {minutes}",
+        data=data,
+    )
+
+
 SCALES = {
     "digits": Scale(
         description="scikit-learn's digits at 16 px, ResNet-18 of width 1/8 (64-d r), 300 steps, as in the quickstart",
@@ -115,18 +155,18 @@ SCALES = {
         images_per_class=(1000, 300),
         threads=1,
     ),
-    "gpu": Scale(
-        description="CIFAR-10 at 32 px, ResNet-18 (512-d r), 40 epochs",
-        base="configs/projector.py:{projector},cifar10",
-        width=512,
-        changes={
-            "data.name": "folder",
-            "total_epochs": 40.0,
-            "probe.labels_per_class": 10,
-        },
-        learning_rates={},
-        minutes="not measured; planned for 10 to 20 minutes of one GPU",
-        data=CIFAR10,
+    # The minutes are those of the training's floating-point operations at 50 TFLOP/s. Their number is that of a forward
+    # pass (XLA's cost analysis) times 3 for the gradient (4 where it computes the forward pass again), 2 views and the
+    # images of all epochs.
+    "gpu": gpu_scale("resnet18", "cifar10", epochs=40, minutes="1.2e16 FLOP, 4 minutes of a GPU at 50 TFLOP/s"),
+    "gpu_resnet50": gpu_scale(
+        "resnet50", "cifar10", epochs=40, minutes="3.9e16 FLOP, 13 minutes of a GPU at 50 TFLOP/s"
+    ),
+    "gpu_tiny_imagenet": gpu_scale(
+        "resnet18", "tiny_imagenet", epochs=20, minutes="5.0e16 FLOP, 17 minutes of a GPU at 50 TFLOP/s"
+    ),
+    "gpu_tiny_imagenet_resnet50": gpu_scale(
+        "resnet50", "tiny_imagenet", epochs=15, minutes="1.2e17 FLOP, 40 minutes of a GPU at 50 TFLOP/s"
     ),
     "paper": Scale(
         description="ImageNet at 224 px, ResNet-50 (2048-d r), 100 epochs",
