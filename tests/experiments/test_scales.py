@@ -55,7 +55,7 @@ def sort_validation_images(root):
     "name",
     [
         "laptop",
-        "gpu",
+        pytest.param("gpu", marks=pytest.mark.slow),
         pytest.param("gpu_resnet50", marks=pytest.mark.slow),
         pytest.param("gpu_tiny_imagenet", marks=pytest.mark.slow),
         pytest.param("gpu_tiny_imagenet_resnet50", marks=pytest.mark.slow),
