@@ -19,7 +19,7 @@ class Row:
     Attributes:
       label: its name in tables and figures.
       projector: the value of `projector.name`.
-      d0: d0 as a share of the representation; None for the scale's own.
+      d0: d0 as a share of the representation; None for the paper's share.
       trained: False for the encoder before its first step.
       paper: linear top-1 on ImageNet in percent that the paper reports; None where it reports none.
     """
@@ -31,7 +31,7 @@ class Row:
     paper: float | None = None
 
 
-# By the name of their files. Tables 1 and 2 of the paper, and its section 6.
+# The keys name the files of results. The rows are those of the paper's Tables 1 and 2 and of its section 6.
 ROWS = {
     "none": Row("SimCLR, no projector", "none", paper=51.5),
     "linear": Row("SimCLR, linear projector", "linear", paper=61.1),
@@ -57,10 +57,11 @@ class Scale:
       width: entries of r.
       changes: config key to value, over that config.
       learning_rates: projector to the rate that `experiments.learning_rate` found; others take the config's.
-      minutes: of one run, and on what.
+      minutes: how long one run takes, and on which processor.
       data: how to get the images, or where they come from.
-      images_per_class: training images that are used, and those that are held out to choose the rate; None for all.
-      threads: of a run; 0 for all.
+      images_per_class: how many training images of a class to train on, and how many more to hold out for the choice of
+        the rate; None to train on all.
+      threads: how many CPU threads a run takes; 0 for all.
     """
 
     description: str
@@ -178,7 +179,7 @@ SCALES = {
         data="ImageNet, prepared by python -m dcjax.data.prepare; --data=DIR is its --data_dir",
     ),
 }
-PAPER_D0 = 360 / 2048  # of r, which the other scales keep
+PAPER_D0 = 360 / 2048  # as a share of r, which all scales keep
 
 
 def scale_named(name: str) -> Scale:
@@ -208,7 +209,7 @@ def make_config(scale_name: str, row_name: str, *, seed: int, changes: Mapping[s
     config = load_config(scale.base.format(projector=row.projector))
     values: dict[str, Any] = {"projector.name": row.projector, **scale.changes}
     values["projector.d0"] = round((row.d0 or PAPER_D0) * scale.width)
-    # The same loss and gradient have the same best rate.
+    # This projector has the loss and the gradient of "direct", so the same rate is the best.
     searched = "direct" if row.projector == "low_rank_diagonal" else row.projector
     if searched in scale.learning_rates:
         values["optimizer.learning_rate"] = scale.learning_rates[searched]
@@ -246,7 +247,7 @@ def open_data(scale_name: str, data: str | None, work: pathlib.Path) -> str:
     if scale.images_per_class is None:
         return str(root)
     links = chosen_images(root, *scale.images_per_class, needs=scale.data)
-    # Named by what it holds: another folder, or another choice, cannot mix with it.
+    # The name is a hash of the files, so that another folder or choice of images gets a folder of its own.
     digest = hashlib.sha256("\n".join(f"{link} {file}" for link, file in sorted(links.items())).encode())
     target = work / "data" / f"{scale_name}-{digest.hexdigest()[:12]}"
     if not target.exists():
@@ -256,13 +257,13 @@ def open_data(scale_name: str, data: str | None, work: pathlib.Path) -> str:
                 path = pathlib.Path(unfinished) / "links" / link
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.symlink_to(file)
-            with contextlib.suppress(OSError):  # another run was first
+            with contextlib.suppress(OSError):  # another run has made it in the meantime
                 (pathlib.Path(unfinished) / "links").rename(target)
     return str(target)
 
 
 def chosen_images(root: pathlib.Path, kept: int, held_out: int, *, needs: str) -> dict[str, pathlib.Path]:
-    """Which images of a folder train, are held out, and test: `split/class/name` to the file."""
+    """The images that a scale trains on, holds out and tests on, as `split/class/name` to the file."""
     links = {}
     for split, name, first, count in (
         ("train", "train", 0, kept),
