@@ -2,8 +2,8 @@
 
 import warnings as _warnings
 
-from dcjax import cli as _cli
-from dcjax import versions as _versions
+from dcjax.runtime import cli as _cli
+from dcjax.runtime import versions as _versions
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import dcjax
-from dcjax.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError, unknown_name
 
 CONFIG_FILE = "config.json"
 

@@ -10,8 +10,8 @@ config is set by --config.KEY=VALUE.
 import pathlib
 from collections.abc import Sequence
 
-from dcjax import cli, processes
 from dcjax.config import parse_config
+from dcjax.runtime import cli, processes
 
 
 def main(argv: Sequence[str]) -> None:

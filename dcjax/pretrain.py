@@ -16,22 +16,22 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dcjax.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
 from dcjax.collapse import plot_spectra
+from dcjax.components import Experiment, build, open_workdir, run_lengths
 from dcjax.config import CONFIG_FILE, Config, check_same_run
 from dcjax.data import Subset
 from dcjax.data.augment import Augmentation, two_views
-from dcjax.errors import SettingError
 from dcjax.evaluation import spectrum_of_processes
-from dcjax.experiment import Experiment, build, open_workdir, run_lengths
-from dcjax.files import replace_npz, replace_text
 from dcjax.losses import LOSSES
-from dcjax.mesh import batch_sharding, check_batch, replicated, to_devices
-from dcjax.metrics_writer import MetricsWriter
-from dcjax.monitor import Monitor, NotFiniteError, StopRequest
-from dcjax.optim import lars, warmup_cosine
-from dcjax.state import TrainState, init_state
-from dcjax.streams import Stream, device_key
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_npz, replace_text
+from dcjax.runtime.mesh import batch_sharding, check_batch, replicated, to_devices
+from dcjax.runtime.randomness import Stream, device_key
+from dcjax.training.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
+from dcjax.training.metrics import MetricsWriter
+from dcjax.training.monitor import Monitor, NotFiniteError, StopRequest
+from dcjax.training.optim import lars, warmup_cosine
+from dcjax.training.state import TrainState, init_state
 
 SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
 # Bytes of logits on one device up to which `loss.block_size=auto` holds all of them. On CPU, on one device and on

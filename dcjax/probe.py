@@ -22,13 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dcjax import cli, processes
-from dcjax.checkpoint import FOLDER, Checkpointer
 from dcjax.collapse import effective_rank
+from dcjax.components import Experiment, build, check_labels, sgd_batch_size
 from dcjax.config import read_config
 from dcjax.data import Source, Subset
 from dcjax.data.augment import normalize, one_view
-from dcjax.errors import SettingError
 from dcjax.evaluation import (
     TOLERANCE,
     Features,
@@ -47,15 +45,17 @@ from dcjax.evaluation import (
     take_rows,
     top_k_accuracy,
 )
-from dcjax.experiment import Experiment, build, check_labels, sgd_batch_size
-from dcjax.files import replace_npz, replace_text
-from dcjax.mesh import batch_sharding, replicated, to_devices
+from dcjax.evaluation.table import Score, losses_line, score_table
 from dcjax.models import SUBVECTOR_PROJECTORS
 from dcjax.models.resnet import BN_MOMENTUM
 from dcjax.pretrain import SPECTRUM_PLOT
-from dcjax.report import Score, losses_line, score_table
-from dcjax.state import init_state
-from dcjax.streams import Stream, device_key, host_seed
+from dcjax.runtime import cli, processes
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_npz, replace_text
+from dcjax.runtime.mesh import batch_sharding, replicated, to_devices
+from dcjax.runtime.randomness import Stream, device_key, host_seed
+from dcjax.training.checkpoint import FOLDER, Checkpointer
+from dcjax.training.state import init_state
 
 PARTS = ("all", "selected", "rest")
 DRAWS = 5  # fixed draws of labelled images that a few-label accuracy averages

@@ -10,7 +10,7 @@ Look for:  a maximum between the ends, and how flat it is beside the intervals.
 import functools
 from collections.abc import Sequence
 
-from dcjax import cli
+from dcjax.runtime import cli
 from experiments.grid import run_grid
 from experiments.tables import score_report
 

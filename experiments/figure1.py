@@ -19,10 +19,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dcjax import cli
 from dcjax.collapse import spectrum
 from dcjax.collapse.plot import COLOURS
-from dcjax.files import replace_text
+from dcjax.runtime import cli
+from dcjax.runtime.files import replace_text
 from dcjax.toy import info_nce
 from experiments.records import RESULTS, rounded
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dcjax import cli
-from dcjax.files import replace_text
-from dcjax.toy.plot import Curve, Panel, draw_curves
+from dcjax.runtime import cli
+from dcjax.runtime.files import replace_text
+from dcjax.toy.statements.plot import Curve, Panel, draw_curves
 from experiments.grid import TOLERANCE, Results, collapsed, output, run_grid
 from experiments.records import rounded
 from experiments.scales import SCALES, row_named

@@ -11,7 +11,7 @@ Look for:  every claim of the four tables holds; the figures are written to expe
 
 from collections.abc import Sequence
 
-from dcjax import cli
+from dcjax.runtime import cli
 from dcjax.toy.__main__ import main as toy
 from experiments.records import RESULTS
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from scipy import stats
 
-from dcjax import cli
-from dcjax.errors import InterruptedRunError, SettingError, unknown_name
+from dcjax.runtime import cli
+from dcjax.runtime.errors import InterruptedRunError, SettingError, unknown_name
 from experiments.records import check_together, code_fingerprint, read_result, rounded
 from experiments.run import Job, add_places, with_memory, with_threads
 from experiments.scales import SCALES, Scale, open_data, row_named, scale_named

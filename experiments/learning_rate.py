@@ -9,9 +9,9 @@ Look for:  the middle rate is the best; where it is the first or the last, a bet
 import json
 from collections.abc import Sequence
 
-from dcjax import cli
-from dcjax.errors import InterruptedRunError, SettingError
-from dcjax.files import replace_text
+from dcjax.runtime import cli
+from dcjax.runtime.errors import InterruptedRunError, SettingError
+from dcjax.runtime.files import replace_text
 from experiments.grid import execute, load, markdown, output, parse_grid
 from experiments.records import rounded
 from experiments.run import Job

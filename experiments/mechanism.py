@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax import cli
+from dcjax.components import Experiment
 from dcjax.data.augment import two_views
-from dcjax.errors import SettingError
-from dcjax.experiment import Experiment
-from dcjax.files import replace_text
 from dcjax.losses import info_nce
 from dcjax.models.resnet import ResNet
 from dcjax.pretrain import pretrain
 from dcjax.probe import load_run
-from dcjax.streams import Stream, device_key
-from dcjax.toy.plot import Curve, Panel, draw_curves
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_text
+from dcjax.runtime.randomness import Stream, device_key
+from dcjax.toy.statements.plot import Curve, Panel, draw_curves
 from experiments.records import RESULTS, commit, rounded
 from experiments.run import WORK
 from experiments.scales import make_config

@@ -20,9 +20,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dcjax import cli
-from dcjax.errors import SettingError
-from dcjax.files import replace_text
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_text
 from experiments.records import (
     FORMAT,
     RESULTS,
@@ -114,10 +114,10 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
     # Imported here because they load JAX; a finished run should be reported at once.
     import jax
 
-    from dcjax.experiment import build
-    from dcjax.metrics_writer import read_metrics
+    from dcjax.components import build
     from dcjax.pretrain import pretrain
     from dcjax.probe import probe
+    from dcjax.training.metrics import read_metrics
 
     made_by = begin(workdir, {"code": code_fingerprint(), "platform": jax.default_backend()})
     config, start = job.config(), time.process_time()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dcjax.config import Config, flatten, load_config
-from dcjax.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError, unknown_name
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from dcjax import cli
-from dcjax.files import replace_text
+from dcjax.runtime import cli
+from dcjax.runtime.files import replace_text
 from experiments.grid import Results, markdown, output, run_grid, score
 from experiments.records import rounded
 from experiments.scales import SCALES

@@ -10,7 +10,7 @@ Look for:  the order of the rows, and whether their intervals overlap; `figure7`
 import functools
 from collections.abc import Sequence
 
-from dcjax import cli
+from dcjax.runtime import cli
 from experiments.grid import run_grid
 from experiments.tables import score_report
 

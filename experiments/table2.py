@@ -10,7 +10,7 @@ Look for:  orthogonal is as low as none, since its rank is full; fixed low-rank 
 import functools
 from collections.abc import Sequence
 
-from dcjax import cli
+from dcjax.runtime import cli
 from experiments.grid import run_grid
 from experiments.tables import score_report
 

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dcjax.collapse.plot import COLOURS
-from dcjax.files import replace_text
+from dcjax.runtime.files import replace_text
 from experiments.grid import (
     TOLERANCE,
     Mean,

@@ -31,7 +31,7 @@ jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
 from helpers import double_precision  # noqa: E402
 
-from dcjax.mesh import order_cpu_collectives  # noqa: E402
+from dcjax.runtime.mesh import order_cpu_collectives  # noqa: E402
 
 order_cpu_collectives()  # as `make_mesh` does for a run: here other code uses the devices first
 

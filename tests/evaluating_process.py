@@ -22,7 +22,7 @@ from dcjax.evaluation import (
     top_k_accuracy,
 )
 from dcjax.evaluation.knn import knn_accuracy
-from dcjax.mesh import batch_sharding, make_mesh, replicated, start_processes, to_devices
+from dcjax.runtime.mesh import batch_sharding, make_mesh, replicated, start_processes, to_devices
 
 IMAGES, CLASSES = 77, 3
 

@@ -3,8 +3,9 @@
 import helpers  # noqa: F401  (adds the encoder of the tests)
 import jax
 
-from dcjax import cli, monitor
 from dcjax.main import main
+from dcjax.runtime import cli
+from dcjax.training import monitor
 
 push = monitor.Monitor.push
 

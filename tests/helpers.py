@@ -114,7 +114,8 @@ def run_main(workdir, config, *flags, before=""):
     Compiled as users compile it; the programs of the other tests, which are not optimised, lie in another cache.
     """
     argv = ["dcjax", *as_flags(config), f"--workdir={workdir}", *flags]
-    code = f"import sys, helpers\nsys.argv = {argv!r}\n{before}\nfrom dcjax import cli, main\ncli.run(main.main)"
+    run = "from dcjax import main\nfrom dcjax.runtime import cli\ncli.run(main.main)"
+    code = f"import sys, helpers\nsys.argv = {argv!r}\n{before}\n{run}"
     env = new_process(1, optimised=True) | {"JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "cache")}
     return subprocess.run([sys.executable, "-c", code], env=env, cwd=workdir.parent, capture_output=True, text=True)
 

@@ -30,9 +30,9 @@ from helpers import as_flags, tiny_config, vmapped_product_error  # noqa: E402
 
 from dcjax.losses import info_nce, nt_xent  # noqa: E402
 from dcjax.main import main  # noqa: E402
-from dcjax.mesh import make_mesh  # noqa: E402
 from dcjax.pretrain import pretrain  # noqa: E402
 from dcjax.probe import probe  # noqa: E402
+from dcjax.runtime.mesh import make_mesh  # noqa: E402
 
 
 def quickstart_resumes(folder: pathlib.Path) -> None:

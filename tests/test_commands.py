@@ -11,9 +11,9 @@ from helpers import tiny_config, write_images
 
 import dcjax.main
 import dcjax.probe
-from dcjax.errors import SettingError
 from dcjax.main import main
 from dcjax.pretrain import pretrain
+from dcjax.runtime.errors import SettingError
 
 ROOT = pathlib.Path(__file__).parent.parent
 

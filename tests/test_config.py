@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from dcjax.config import check_same_run, find_config, flatten, load_config, parse_config
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARGUMENTS = {

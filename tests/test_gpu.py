@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from helpers import tiny_config
 
-from dcjax.metrics_writer import read_metrics
 from dcjax.pretrain import pretrain
 from dcjax.probe import load_run, probe
+from dcjax.training.metrics import read_metrics
 
 pytestmark = pytest.mark.gpu
 

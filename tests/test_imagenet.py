@@ -8,7 +8,7 @@ import pytest
 
 from dcjax import main
 from dcjax.data import prepare
-from dcjax.metrics_writer import read_metrics
+from dcjax.training.metrics import read_metrics
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "data"
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from dcjax.optim import lars, warmup_cosine
+from dcjax.training.optim import lars, warmup_cosine
 
 
 def slow_lars(params, gradients, rates, *, momentum, weight_decay, trust):

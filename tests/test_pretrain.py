@@ -14,19 +14,19 @@ import optax
 import pytest
 from helpers import as_flags, run_main, tiny_config, write_images
 
-from dcjax import monitor
 from dcjax import pretrain as loop
-from dcjax.checkpoint import Checkpointer
+from dcjax.components import build
 from dcjax.data.loader import epoch_order
-from dcjax.errors import SettingError
-from dcjax.experiment import build
 from dcjax.losses import LOSSES
-from dcjax.mesh import batch_sharding, make_mesh, replicated
-from dcjax.metrics_writer import MetricsWriter, read_metrics
 from dcjax.models import Network, make_encoder, make_projector
 from dcjax.pretrain import pretrain
-from dcjax.state import init_state
-from dcjax.streams import Stream, host_seed
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.mesh import batch_sharding, make_mesh, replicated
+from dcjax.runtime.randomness import Stream, host_seed
+from dcjax.training import monitor
+from dcjax.training.checkpoint import Checkpointer
+from dcjax.training.metrics import MetricsWriter, read_metrics
+from dcjax.training.state import init_state
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def processes(tmp_path_factory):
 import os, signal
 from dcjax.main import main as uninterrupted
 uninterrupted({[*as_flags(config), f"--workdir={folder / 'whole'}"]})
-from dcjax.monitor import Monitor
+from dcjax.training.monitor import Monitor
 push = Monitor.push
 def push_and_stop(self, step, metrics):
     push(self, step, metrics)
@@ -306,7 +306,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     assert whole.returncode == 0, whole.stderr
     killed = """
 import os, signal, threading
-from dcjax.monitor import Monitor
+from dcjax.training.monitor import Monitor
 push = Monitor.push
 def push_and_wait(self, step, metrics):
     push(self, step, metrics)

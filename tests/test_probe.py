@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from helpers import tiny_config, write_images
 
+from dcjax.components import build, sgd_batch_size
 from dcjax.config import read_config
 from dcjax.data import open_source
-from dcjax.errors import SettingError
-from dcjax.experiment import build, sgd_batch_size
-from dcjax.mesh import make_mesh
 from dcjax.models.conv import conv2d
 from dcjax.pretrain import pretrain
 from dcjax.probe import PARTS, chosen_columns, load_run, main, make_represent, pixels, probe, untrained_variables
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from helpers import ROOT, as_flags, new_process, tiny_config
 
-from dcjax.errors import SettingError
 from dcjax.main import main
-from dcjax.metrics_writer import read_metrics
+from dcjax.runtime.errors import SettingError
+from dcjax.training.metrics import read_metrics
 
 ENDLESS = {"devices": 0, "batch_size": 64, "total_steps": 10**6, "checkpoint_every_steps": 10**6}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import vmapped_product_error
 
-from dcjax import versions
+from dcjax.runtime import versions
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -2,8 +2,8 @@
 
 import helpers  # noqa: F401  (adds the encoder)
 
-from dcjax import cli
 from dcjax.main import main
+from dcjax.runtime import cli
 
 if __name__ == "__main__":
     cli.run(main)

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 
 def spectrum(z: Float[np.ndarray, "n d"], *, normalize: bool) -> Float[np.ndarray, " d"]:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 
 from dcjax.data import image_ops
-from dcjax.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError, unknown_name
 
 # Where each number stands among the uniform numbers of one view. Changing this table changes every draw of every run.
 CROP = slice(0, 2 * image_ops.ATTEMPTS + 2)  # areas, ratios, top, left

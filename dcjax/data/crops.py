@@ -13,7 +13,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from dcjax.data.source import DamagedImageError
+from dcjax.data.sources.base import DamagedImageError
 
 Box = tuple[int, int, int, int]
 ATTEMPTS = 10

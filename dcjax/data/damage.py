@@ -6,8 +6,8 @@ import weakref
 
 import numpy as np
 
-from dcjax.data.source import DamagedImageError, Source, Subset, some
-from dcjax.errors import SettingError
+from dcjax.data.sources.base import DamagedImageError, Source, Subset, some
+from dcjax.runtime.errors import SettingError
 
 
 class Damage:

@@ -12,8 +12,8 @@ import numpy as np
 
 from dcjax.data import crops
 from dcjax.data.damage import read_image
-from dcjax.data.source import Source, Subset
-from dcjax.errors import SettingError, unknown_name
+from dcjax.data.sources.base import Source, Subset
+from dcjax.runtime.errors import SettingError, unknown_name
 
 # Every reader thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
 cv2.setNumThreads(0)

@@ -29,13 +29,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from dcjax import cli
-from dcjax.data.folder import SPLIT_FOLDERS, TRAIN_SPLITS, FolderSource, entries
 from dcjax.data.resize import ENCODING, as_stored
-from dcjax.data.source import did_you_mean, first_line, some
-from dcjax.data.tfds import RESIZE_KEY, shard_problem
-from dcjax.errors import SettingError
-from dcjax.files import replace_text
+from dcjax.data.sources.base import did_you_mean, first_line, some
+from dcjax.data.sources.folder import SPLIT_FOLDERS, TRAIN_SPLITS, FolderSource, entries
+from dcjax.data.sources.tfds import RESIZE_KEY, shard_problem
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_text
 
 PLAN_FILE = "plan.json"
 METADATA_FILE = "metadata.json"  # TFDS's name for it

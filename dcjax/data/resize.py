@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from dcjax.data import crops
-from dcjax.data.source import DamagedImageError
+from dcjax.data.sources.base import DamagedImageError
 
 # Of PIL's kernels Lanczos changes the crops of ImageNet files least. Quality 90 without chroma subsampling changes them
 # less than 95 with it, in fewer bytes: three of four files have none (experiments/results, "Resized files").

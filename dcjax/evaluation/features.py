@@ -27,8 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dcjax.errors import SettingError
-from dcjax.mesh import batch_sharding, from_processes, own_rows, replicated, to_devices
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.mesh import batch_sharding, from_processes, own_rows, replicated, to_devices
 
 Batch = dict[str, np.ndarray]
 Encode = Callable[[Any, jax.Array], dict[str, jax.Array]]

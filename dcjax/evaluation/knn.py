@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from dcjax.errors import SettingError
 from dcjax.evaluation.features import NO_IMAGE
 from dcjax.evaluation.rows import Rows
 from dcjax.losses import unit_rows
-from dcjax.mesh import BATCH_AXIS
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.mesh import BATCH_AXIS
 
 SIMILARITIES = 2**26  # of test rows to training rows, in a device's memory at once: 256 MB
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 TOLERANCE = 1e-5  # L-BFGS is done when no entry of the gradient is larger
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dcjax.evaluation.features import Features
-from dcjax.mesh import BATCH_AXIS, to_devices
+from dcjax.runtime.mesh import BATCH_AXIS, to_devices
 
 
 @dataclasses.dataclass(frozen=True)

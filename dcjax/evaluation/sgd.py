@@ -12,8 +12,8 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from dcjax.errors import SettingError, unknown_name
 from dcjax.evaluation.linear import Classifier, top_k_accuracy
+from dcjax.runtime.errors import SettingError, unknown_name
 
 BATCHES_IN_FLIGHT = 2  # batches whose representations may be on their way at once
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from dcjax.collapse import exact_rows, spectrum, squared_singular_values, triangular_factor
-from dcjax.errors import SettingError
-from dcjax.mesh import from_process, from_processes
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.mesh import from_process, from_processes
 
 
 def spectrum_of_processes(rows: np.ndarray, *, normalize: bool) -> np.ndarray:

@@ -21,9 +21,9 @@ from jax.scipy.special import logsumexp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from dcjax.errors import SettingError
+from dcjax.losses.logits import EMPTY
 from dcjax.losses.tiled import check_mesh, mean_loss, tiled_loss
-from dcjax.losses.tiles import EMPTY
+from dcjax.runtime.errors import SettingError
 
 Rows = Float[Array | np.ndarray, "n d"]
 Scalar = Float[Array, ""]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dcjax.losses.tiles import Side, stack
+from dcjax.losses.logits import Side, stack
 
 Compute = Callable[..., tuple[jax.Array, jax.Array]]
 

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dcjax.errors import SettingError
+from dcjax.losses.logits import EMPTY, MAX_SPREAD, Side, Tiling, gradients, log_sums
 from dcjax.losses.ring import Pair, visit_all
-from dcjax.losses.tiles import EMPTY, MAX_SPREAD, Side, Tiling, gradients, log_sums
+from dcjax.runtime.errors import SettingError
 
 # Tiles that stay in a core's cache, and tiles that keep an accelerator busy.
 CPU_BLOCK, ACCELERATOR_BLOCK = 512, 4096

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dcjax.errors import SettingError, unknown_name
 from dcjax.models.resnet import BN_MOMENTUM
+from dcjax.runtime.errors import SettingError, unknown_name
 
 # The fixed and the orthogonal matrices are small beside the encoder, and their singular values are the point of them.
 EXACT = jax.lax.Precision.HIGHEST

@@ -15,8 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dcjax.errors import SettingError
 from dcjax.models.conv import Conv
+from dcjax.runtime.errors import SettingError
 
 STEMS = ("imagenet", "small")
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 # The last name of a variable: here -> there.
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dcjax import cli
-from dcjax.errors import SettingError
-from dcjax.files import replace_text
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_text
 
 MODULES = {"lemma": "lemmas", "theorem": "theorems", "corollary": "corollaries", "figure": "figures"}
 NUMBERS = {"lemma": (1, 2, 3), "theorem": (1, 2, 3), "corollary": (1, 2), "figure": (3, 4, 5, 6)}
@@ -161,7 +161,7 @@ def _check_options(names: list[str], functions: list[Callable[..., Any]], given:
 
 def _run(name: str, function: Callable[..., Any], given: dict[str, Any], out: pathlib.Path) -> tuple[bool, str]:
     """Runs one statement, prints its table and writes its files; whether it holds, and a line for the summary."""
-    from dcjax.toy.claims import as_json, as_text
+    from dcjax.toy.statements.claims import as_json, as_text
 
     parameters = inspect.signature(function).parameters
     options = {key: value.default for key, value in parameters.items()} | {

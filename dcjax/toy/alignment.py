@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from dcjax.errors import SettingError
-from dcjax.toy.checks import check_finite, check_layers, check_symmetric
+from dcjax.runtime.errors import SettingError
+from dcjax.toy.validation import check_finite, check_layers, check_symmetric
 
 Layer1 = Float[Array | np.ndarray, "h d"]
 Layer2 = Float[Array | np.ndarray, "m h"]

@@ -13,8 +13,8 @@ import numpy as np
 from jax.scipy.linalg import expm
 from jaxtyping import Array, Float
 
-from dcjax.errors import SettingError
-from dcjax.toy.checks import check_finite, check_layers, check_symmetric, check_time, concrete
+from dcjax.runtime.errors import SettingError
+from dcjax.toy.validation import check_finite, check_layers, check_symmetric, check_time, concrete
 
 Matrix = Float[Array | np.ndarray, "m d"]
 Time = float | int | np.floating | Float[Array | np.ndarray, "..."]
@@ -339,7 +339,7 @@ def _linear(w0, x_matrix, t) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _over_times(step, w0: jax.Array, x_matrix: jax.Array, t: jax.Array) -> jax.Array:
-    # Not vmap: see `dcjax.toy.ensembles.over_seeds` on batched decompositions.
+    # Not vmap: see `dcjax.toy.statements.ensembles.over_seeds` on batched decompositions.
     found = jax.lax.map(functools.partial(step, w0, x_matrix), t.ravel())
     return found.reshape(*t.shape, *w0.shape)
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float
 
-from dcjax.toy.checks import check_views, check_weights
+from dcjax.toy.validation import check_views, check_weights
 
 Rows = Float[Array | np.ndarray, "n d"]
 Weights = Float[Array | np.ndarray, "n n"]

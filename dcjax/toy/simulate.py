@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from dcjax.collapse import spectrum
-from dcjax.errors import SettingError, unknown_name
+from dcjax.runtime.errors import SettingError, unknown_name
 from dcjax.toy.info_nce import embedding_gradients
 
 NOISES = ("block", "isotropic")

@@ -136,7 +136,7 @@ class _Decoded:
 def _batches(source: Any, use: Callable[[dict[str, Any]], Any], args: argparse.Namespace) -> Callable[[int], float]:
     import jax
 
-    from dcjax.mesh import make_mesh, to_devices
+    from dcjax.runtime.mesh import make_mesh, to_devices
 
     mesh = make_mesh(1)
 

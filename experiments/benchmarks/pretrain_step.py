@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dcjax.components import compute_dtype
 from dcjax.config import parse_config
 from dcjax.data.augment import Augmentation
-from dcjax.experiment import compute_dtype
-from dcjax.mesh import batch_sharding, check_batch, make_mesh, replicated, to_devices
 from dcjax.models import Network, make_encoder, make_projector
 from dcjax.pretrain import make_loss, make_optimizer, make_schedule, make_train_step
-from dcjax.state import init_state
+from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated, to_devices
+from dcjax.training.state import init_state
 
 
 def main() -> None:

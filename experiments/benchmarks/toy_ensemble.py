@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.toy.ensembles import STRONG
 from dcjax.toy.simulate import GRADIENTS, simulate
+from dcjax.toy.statements.ensembles import STRONG
 
 PEERS = ("dcjax", "numpy", "torch")
 AMPLITUDE = 2.0

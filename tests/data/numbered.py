@@ -6,7 +6,7 @@ import threading
 import numpy as np
 
 from dcjax.data import eval_batches, train_loader
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 
 class Numbered:

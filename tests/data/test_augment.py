@@ -15,7 +15,7 @@ from slow_augment import PAPER, PLAIN, check, noise, slow_box, slow_resize, slow
 from dcjax.data import augment, image_ops
 from dcjax.data.augment import Augmentation, normalize, one_view, two_views, view_draws
 from dcjax.data.crops import DRAWS, random_resized_crop_box
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -18,8 +18,8 @@ from dcjax.data.crops import (
     random_resized_crop_box,
 )
 from dcjax.data.image_ops import KERNELS
-from dcjax.data.source import DamagedImageError
-from dcjax.errors import SettingError
+from dcjax.data.sources.base import DamagedImageError
+from dcjax.runtime.errors import SettingError
 
 BOX = dict(scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3))
 DRAW = dict(BOX, interpolation="bicubic")

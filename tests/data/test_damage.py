@@ -7,8 +7,8 @@ import pytest
 from numbered import Numbered, equal, evaluate, indices, loader
 
 from dcjax.data import Subset
-from dcjax.data.source import DamagedImageError
-from dcjax.errors import SettingError
+from dcjax.data.sources.base import DamagedImageError
+from dcjax.runtime.errors import SettingError
 
 
 @pytest.mark.parametrize("threads", [0, 2])

@@ -14,7 +14,7 @@ from scipy import stats
 
 from dcjax.data import crops, eval_batches, open_source
 from dcjax.data.loader import epoch_order
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 
 def test_batch_of_whole_images():

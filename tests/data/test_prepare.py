@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from helpers import write_images
 
 from dcjax.data import open_source, prepare
-from dcjax.data import tfds as tfds_source
-from dcjax.errors import SettingError
+from dcjax.data.sources import tfds as tfds_source
+from dcjax.runtime.errors import SettingError
 
 
 @pytest.fixture

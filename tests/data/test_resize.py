@@ -16,8 +16,8 @@ from PIL import Image
 from dcjax.data import open_source, prepare
 from dcjax.data.crops import decode
 from dcjax.data.resize import as_stored, resized
-from dcjax.data.source import DamagedImageError
-from dcjax.errors import SettingError
+from dcjax.data.sources.base import DamagedImageError
+from dcjax.runtime.errors import SettingError
 
 
 def photograph(height, width, seed=0):

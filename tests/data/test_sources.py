@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from dcjax.data import SOURCES, open_source
-from dcjax.data.sources import DigitsSource, FolderSource, TFDSSource
-from dcjax.errors import SettingError
+from dcjax.data.sources.digits import DigitsSource
+from dcjax.data.sources.folder import FolderSource
+from dcjax.data.sources.tfds import TFDSSource
+from dcjax.runtime.errors import SettingError
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data"

@@ -8,7 +8,6 @@ import pytest
 from helpers import place
 
 from dcjax.collapse import exact_rows, spectrum, squared_singular_values, triangular_factor
-from dcjax.errors import SettingError
 from dcjax.evaluation import (
     TOLERANCE,
     extract,
@@ -23,7 +22,8 @@ from dcjax.evaluation import (
     top_k_accuracy,
 )
 from dcjax.evaluation.features import NO_IMAGE
-from dcjax.mesh import make_mesh
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.mesh import make_mesh
 
 WIDTH = 6
 

@@ -8,7 +8,7 @@ from helpers import place
 
 from dcjax.evaluation import knn_accuracy
 from dcjax.evaluation.knn import largest, nearest
-from dcjax.mesh import make_mesh
+from dcjax.runtime.mesh import make_mesh
 
 
 def accuracy(train, train_labels, test, test_labels, *, devices=1, **settings):

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcjax.errors import SettingError
 from dcjax.evaluation import sgd_probe
 from dcjax.evaluation.sgd import initial_classifiers
+from dcjax.runtime.errors import SettingError
 
 IMAGES, BATCH, EPOCHS, CLASSES, WIDTH = 25, 8, 3, 3, 5  # an epoch is 3.125 batches
 COLUMNS = {"all": slice(None), "rest": slice(2, None)}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from helpers import ROOT, as_flags, tiny_config, write_images
 
+from dcjax.components import check_values
 from dcjax.config import flatten, load_config
-from dcjax.errors import InterruptedRunError, SettingError
-from dcjax.experiment import check_values
 from dcjax.models import PROJECTORS
+from dcjax.runtime.errors import InterruptedRunError, SettingError
 from experiments import d0_sweep, figure2, figure7, grid, learning_rate, mechanism, run, subvector, table1, table2
 from experiments.records import RESULTS, bare_source, code_fingerprint, read_result, rounded, write_result
 from experiments.scales import ROWS, SCALES, Scale, make_config, open_data

@@ -10,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from dcjax.losses import LOSSES, info_nce, nt_xent, unit_rows
-from dcjax.mesh import batch_sharding, make_mesh
+from dcjax.runtime.mesh import batch_sharding, make_mesh
 
 
 def slow_info_nce(z, z_prime, temperature):

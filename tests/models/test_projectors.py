@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcjax.errors import SettingError
 from dcjax.losses import info_nce
 from dcjax.models import PROJECTORS, SUBVECTOR_PROJECTORS, make_projector
 from dcjax.models.resnet import BasicBlock
-from dcjax.optim import lars
+from dcjax.runtime.errors import SettingError
+from dcjax.training.optim import lars
 
 D, D0 = 12, 5
 SETTINGS = {"width": D, "d0": D0, "hidden": 16, "features": 6}

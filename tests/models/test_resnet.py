@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcjax.errors import SettingError
 from dcjax.models import conv
 from dcjax.models.resnet import ENCODERS, BasicBlock, Bottleneck, ResNet, ResNet18, ResNet50, make_encoder
+from dcjax.runtime.errors import SettingError
 
 WIDTH = 1 / 16
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dcjax.errors import SettingError
 from dcjax.models.resnet import make_encoder
 from dcjax.models.torch_weights import from_torch, to_torch
+from dcjax.runtime.errors import SettingError
 
 WIDTH = 1 / 16
 

@@ -9,9 +9,9 @@ import matplotlib.image
 import pytest
 from helpers import new_process
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 from dcjax.toy.__main__ import main
-from dcjax.toy.claims import Report, vanishes
+from dcjax.toy.statements.claims import Report, vanishes
 
 
 def command(*flags, cwd):
@@ -29,7 +29,7 @@ def precision():
 
 def test_a_statement_prints_its_table_and_writes_its_files(tmp_path, monkeypatch, capsys, precision):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dcjax.toy.lemmas.SAMPLES", (2, 8))  # as many programs
+    monkeypatch.setattr("dcjax.toy.statements.lemmas.SAMPLES", (2, 8))  # as many programs
     main(["--lemma", "1", "--dim", "3", "--seeds", "2"])
     printed = capsys.readouterr().out
     numbers = json.loads((tmp_path / "runs/toy/lemma_1.json").read_text())
@@ -55,7 +55,7 @@ def test_a_claim_that_fails_is_exit_status_1(tmp_path, monkeypatch, precision):
 
     left = []
     monkeypatch.setattr("dcjax.toy.__main__._function", stated)
-    monkeypatch.setattr("dcjax.cli.leave", lambda *answer: left.append(answer))
+    monkeypatch.setattr("dcjax.runtime.cli.leave", lambda *answer: left.append(answer))
     flags = ["--theorem", "1", "--theorem", "2", "--no-x64", "--out", str(tmp_path / "here")]
     main([*flags, "--amplitude", "1"])
     assert left == []

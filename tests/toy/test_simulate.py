@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from helpers import double_precision
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 from dcjax.toy import INITS, Setting, Trajectory, collapsed, embed, info_nce, simulate
-from dcjax.toy.ensembles import STRONG, TWO_LAYERS, run
 from dcjax.toy.simulate import _bases, _draw
+from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, run
 
 TINY = dataclasses.replace(STRONG, dim=4, samples=6)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from dcjax.toy import claims, corollaries, ensembles, figures, lemmas, phase, theorems
-from dcjax.toy.claims import as_json, as_text
-from dcjax.toy.plot import Curve, Map, Panel, draw_curves, draw_maps, family
+from dcjax.toy.statements import claims, corollaries, ensembles, figures, lemmas, phase, theorems
+from dcjax.toy.statements.claims import as_json, as_text
+from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 
 SMALL = {
     lemmas.lemma_1: {"dim": 4, "seeds": 2},

@@ -7,8 +7,8 @@ import time
 import traceback
 from collections.abc import Iterator
 
-from dcjax.cli import Parser
-from dcjax.errors import InterruptedRunError, SettingError
+from dcjax.runtime.cli import Parser
+from dcjax.runtime.errors import InterruptedRunError, SettingError
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
 LAST_TO_LEAVE_SECONDS = 3
@@ -44,7 +44,7 @@ def join_processes(flags: argparse.Namespace) -> None:
     if flags.heartbeat_timeout_seconds < 1:
         raise SettingError(f"--heartbeat_timeout_seconds must be at least 1, found {flags.heartbeat_timeout_seconds}")
     if flags.distributed or address is not None:
-        from dcjax.mesh import start_processes  # late: the flags are read before JAX is imported
+        from dcjax.runtime.mesh import start_processes  # late: the flags are read before JAX is imported
 
         if address is not None:
             print(f"dcjax: process {flags.process_id} of {flags.num_processes} joins at {address}", flush=True)

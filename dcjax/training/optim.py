@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 
 def warmup_cosine(*, learning_rate: float, warmup_steps: int, total_steps: int, final_scale: float) -> optax.Schedule:

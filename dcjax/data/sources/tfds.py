@@ -11,9 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dcjax.data import crops
-from dcjax.data.folder import entries
-from dcjax.data.source import SPLIT_ALIASES, did_you_mean, fingerprint, first_line, no_such_split, some, split_setting
-from dcjax.errors import SettingError
+from dcjax.data.sources.base import (
+    SPLIT_ALIASES,
+    did_you_mean,
+    fingerprint,
+    first_line,
+    no_such_split,
+    some,
+    split_setting,
+)
+from dcjax.data.sources.folder import entries
+from dcjax.runtime.errors import SettingError
 
 OTHER_FILES = 512  # files that a process has open besides those of a set
 MANY_FILES = 65_536

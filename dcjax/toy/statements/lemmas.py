@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax.toy.alignment import conserved_quantity
-from dcjax.toy.claims import Report, close, in_double, refuted, relative_error, vanishes
-from dcjax.toy.ensembles import over_seeds, random_model, two_layer_descent
 from dcjax.toy.flows import blow_up_time, descend, integrate, two_layer_flow, two_layer_velocity
 from dcjax.toy.info_nce import (
     covariance_split,
@@ -17,8 +15,10 @@ from dcjax.toy.info_nce import (
     interaction_matrix,
     softmax_weights,
 )
-from dcjax.toy.plot import Curve, Panel, draw_curves
 from dcjax.toy.simulate import INITS
+from dcjax.toy.statements.claims import Report, close, in_double, refuted, relative_error, vanishes
+from dcjax.toy.statements.ensembles import over_seeds, random_model, two_layer_descent
+from dcjax.toy.statements.plot import Curve, Panel, draw_curves
 
 SAMPLES = (2, 8, 64)
 STRANG_STEPS = (16, 32, 64, 128, 256)

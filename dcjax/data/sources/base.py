@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 
 class DamagedImageError(SettingError):

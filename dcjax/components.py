@@ -20,12 +20,12 @@ from dcjax.config import Config
 from dcjax.data import Source, TrainLoader, eval_batches, open_source, train_loader
 from dcjax.data.augment import Augmentation, normalize
 from dcjax.data.crops import INTERPOLATIONS
-from dcjax.errors import SettingError, unknown_name
 from dcjax.evaluation import SCHEDULES, Batch, Encode, Features, extract, make_encode
 from dcjax.losses import LOSSES
-from dcjax.mesh import check_batch, make_mesh
 from dcjax.models import SMALLEST_IMAGE, Network, make_encoder, make_projector
-from dcjax.streams import Stream, host_seed
+from dcjax.runtime.errors import SettingError, unknown_name
+from dcjax.runtime.mesh import check_batch, make_mesh
+from dcjax.runtime.randomness import Stream, host_seed
 
 PREFETCH = 2  # batches that the host reads ahead
 EVAL_IMAGES = 128  # that a device encodes at a time: of 224 px, a ResNet-50's activations in float32 take some 3 GB

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from dcjax.errors import SettingError
-from dcjax.metrics_writer import MetricsWriter
+from dcjax.runtime.errors import SettingError
+from dcjax.training.metrics import MetricsWriter
 
 # Steps that the host may run ahead of the device: enough to keep it busy, few enough that neither batches nor unnoticed
 # NaNs pile up.

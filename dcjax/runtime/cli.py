@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from dcjax.errors import InterruptedRunError, SettingError
+from dcjax.runtime.errors import InterruptedRunError, SettingError
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,8 +13,6 @@ from dcjax.toy.alignment import (
     conserved_quantity,
     singular_value_velocity,
 )
-from dcjax.toy.claims import Report, at_least, at_most, close, counts, in_double, refuted, relative_error, vanishes
-from dcjax.toy.ensembles import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
 from dcjax.toy.flows import (
     blow_up_time,
     descend,
@@ -25,8 +23,20 @@ from dcjax.toy.flows import (
     two_layer_velocity,
 )
 from dcjax.toy.info_nce import interaction_matrix, softmax_weights
-from dcjax.toy.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 from dcjax.toy.simulate import INITS, collapsed
+from dcjax.toy.statements.claims import (
+    Report,
+    at_least,
+    at_most,
+    close,
+    counts,
+    in_double,
+    refuted,
+    relative_error,
+    vanishes,
+)
+from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, over_seeds, random_model, run, two_layer_descent
+from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 
 FIXED_SAMPLES = 512  # behind the X that Theorem 1 holds fixed
 

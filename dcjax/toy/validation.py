@@ -5,7 +5,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 # How far from its transpose a symmetric matrix may be, relative to its largest entry.
 SYMMETRY = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-10}

@@ -9,7 +9,7 @@ import jax
 import tensorboardX
 from tqdm import tqdm
 
-from dcjax.files import replace_text
+from dcjax.runtime.files import replace_text
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from dcjax.toy.claims import Check, Report, Table, at_least, at_most, close, counts, listed, refuted
-from dcjax.toy.ensembles import STRONG, TWO_LAYERS, run
 from dcjax.toy.info_nce import interaction_matrix
-from dcjax.toy.plot import Curve, Map, Panel, draw_curves, draw_maps, family
 from dcjax.toy.simulate import Trajectory, collapsed
-from dcjax.toy.theorems import forced_alignment
+from dcjax.toy.statements.claims import Check, Report, Table, at_least, at_most, close, counts, listed, refuted
+from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, run
+from dcjax.toy.statements.plot import Curve, Map, Panel, draw_curves, draw_maps, family
+from dcjax.toy.statements.theorems import forced_alignment
 
 AMPLITUDES = (0.1, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
 

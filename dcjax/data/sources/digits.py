@@ -1,13 +1,8 @@
-"""The table of sources, the embedded digits, and a part of a source."""
-
-from collections.abc import Callable, Iterable
+"""The handwritten digits that scikit-learn ships: the embedded default."""
 
 import numpy as np
 
-from dcjax.data.folder import FolderSource
-from dcjax.data.source import Source, fingerprint, no_such_split
-from dcjax.data.tfds import TFDSSource
-from dcjax.errors import unknown_name
+from dcjax.data.sources.base import fingerprint, no_such_split
 
 
 class DigitsSource:
@@ -48,31 +43,3 @@ class DigitsSource:
 
     def image_name(self, i: int) -> str:
         return f"digits {self._split} image {i}"
-
-
-SOURCES: dict[str, Callable[[str, str, str, Iterable[str]], Source]] = {
-    "digits": lambda dir, dataset, split, classes: DigitsSource(split),
-    "folder": lambda dir, dataset, split, classes: FolderSource(dir, split, classes),
-    "tfds": lambda dir, dataset, split, classes: TFDSSource(dir, dataset, split),
-}
-
-
-def open_source(name: str, *, dir: str, dataset: str, split: str, classes: Iterable[str] = ()) -> Source:
-    """Open the images of one split.
-
-    Args:
-      name: a key of `SOURCES`.
-      dir: where the images are ("folder", "tfds").
-      dataset: the TFDS name ("tfds").
-      split: which part of them.
-      classes: for a test split, the class names of the training source ("folder").
-
-    Returns:
-      The source.
-
-    Raises:
-      SettingError: the name is unknown, or the source cannot be opened with these settings.
-    """
-    if name not in SOURCES:
-        raise unknown_name("data.name", name, SOURCES)
-    return SOURCES[name](dir, dataset, split, classes)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 from dcjax.toy.info_nce import info_nce
 from dcjax.toy.simulate import Setting, Trajectory, simulate
 

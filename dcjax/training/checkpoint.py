@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 FOLDER = "checkpoints"
 KEEP = 2

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from dcjax.data import crops
-from dcjax.data.source import SPLIT_ALIASES, fingerprint, some, split_setting
-from dcjax.errors import SettingError
+from dcjax.data.sources.base import SPLIT_ALIASES, fingerprint, some, split_setting
+from dcjax.runtime.errors import SettingError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 

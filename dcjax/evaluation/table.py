@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 
-from dcjax.metrics_writer import METRICS_FILE, read_metrics
+from dcjax.training.metrics import METRICS_FILE, read_metrics
 
 
 @dataclasses.dataclass(frozen=True)

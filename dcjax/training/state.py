@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dcjax.streams import Stream, device_key
+from dcjax.runtime.randomness import Stream, device_key
 
 
 @flax.struct.dataclass

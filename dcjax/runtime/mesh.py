@@ -10,7 +10,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 
 BATCH_AXIS = "data"
 

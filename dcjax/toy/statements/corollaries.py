@@ -5,10 +5,10 @@ import functools
 import numpy as np
 
 from dcjax.collapse import effective_rank, spectrum
-from dcjax.toy.claims import Check, Report, counts, listed, vanishes
-from dcjax.toy.ensembles import STRONG, TWO_LAYERS, run
-from dcjax.toy.plot import Curve, Panel, draw_curves
 from dcjax.toy.simulate import Trajectory, collapsed, embed
+from dcjax.toy.statements.claims import Check, Report, counts, listed, vanishes
+from dcjax.toy.statements.ensembles import STRONG, TWO_LAYERS, run
+from dcjax.toy.statements.plot import Curve, Panel, draw_curves
 
 WEAK = 0.1
 

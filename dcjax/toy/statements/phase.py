@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from dcjax.toy.claims import Check, Report, counts
-from dcjax.toy.ensembles import STRONG
-from dcjax.toy.plot import Map, draw_maps
 from dcjax.toy.simulate import Setting, Trajectory, collapsed, simulate
+from dcjax.toy.statements.claims import Check, Report, counts
+from dcjax.toy.statements.ensembles import STRONG
+from dcjax.toy.statements.plot import Map, draw_maps
 
 THRESHOLD = 1e-2
 

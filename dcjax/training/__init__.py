@@ -1,0 +1,1 @@
+"""Training: the step, the state, the optimiser, checkpoints, logs and signals."""
