@@ -11,9 +11,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from dcjax import cli
-from dcjax.errors import SettingError
-from dcjax.files import replace_text
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_text
 from experiments.grid import TOLERANCE, Mean, markdown, output, span
 from experiments.records import RESULTS
 from experiments.scales import ROWS, SCALES

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from helpers import as_flags, tiny_config, write_images
 
-from dcjax.errors import InterruptedRunError, SettingError
-from dcjax.toy.claims import Report, vanishes
+from dcjax.runtime.errors import InterruptedRunError, SettingError
+from dcjax.toy.statements.claims import Report, vanishes
 from experiments import figure1, figures3_to_6, learning_rate
 from experiments.benchmarks import pretrain_step
 from experiments.records import RESULTS, write_result

@@ -9,7 +9,7 @@ import sys
 import pytest
 from helpers import ROOT, write_images
 
-from dcjax import cli
+from dcjax.runtime import cli
 from experiments.scales import SCALES
 
 SCRIPT = ROOT / "experiments" / "gpu.sh"

@@ -8,7 +8,7 @@ import pytest
 from helpers import ROOT
 from test_grid import results_of_two_seeds
 
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 from experiments import figure7, results_table, subvector, table1, table2
 from experiments.records import RESULTS
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dcjax.data import open_source
-from dcjax.errors import SettingError
+from dcjax.runtime.errors import SettingError
 from experiments import run
 from experiments.records import read_result
 from experiments.scales import PAPER_D0, SCALES, make_config, open_data
