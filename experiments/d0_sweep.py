@@ -1,10 +1,10 @@
 """DirectCLR over d0, the number of dimensions that the loss acts on.
 
-Claim:     one best d0 in between: with few dimensions the loss says too little, with all of them it is SimCLR without a
-           projector; 360 of 2,048 on ImageNet (the paper's curve is in a figure only).
+Claim:     some d0 in between is the best, 360 of 2,048 on ImageNet: with few dimensions the loss sees too little, and
+           with all of them it is SimCLR without a projector. (The paper shows the curve in a figure, without numbers.)
 Command:   python -m experiments.d0_sweep --scale=laptop --data=DIR     (--dry_run: the plan and its cost)
 Cost:      see --dry_run; the paper's share of r and the whole of r are runs of Table 1.
-Look for:  a maximum inside, and how flat it is beside the intervals.
+Look for:  a maximum between the ends, and how flat it is beside the intervals.
 """
 
 import functools

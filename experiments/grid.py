@@ -1,4 +1,4 @@
-"""What the tables and figures share: a plan of runs, its execution, and means with intervals."""
+"""Grids of runs, shared by the tables and figures: a plan, its execution, and means with intervals."""
 
 import concurrent.futures
 import dataclasses
@@ -16,7 +16,7 @@ from scipy import stats
 from dcjax.runtime import cli
 from dcjax.runtime.errors import InterruptedRunError, SettingError, unknown_name
 from experiments.records import check_together, code_fingerprint, read_result, rounded
-from experiments.run import Job, add_places, with_threads
+from experiments.run import Job, add_places, with_memory, with_threads
 from experiments.scales import SCALES, Scale, open_data, row_named, scale_named
 
 SEEDS = 3
@@ -52,7 +52,7 @@ def mean_of(values: Sequence[float]) -> Mean:
 
 
 def collapsed(spectrum: Sequence[float], tolerance: float = TOLERANCE) -> int:
-    """How many singular values of eq. 1 lie below a share of the largest; all of them where all are zero.
+    """The number of singular values of eq. 1 below a share of the largest; all of them count where all are zero.
 
     Raises:
       ValueError: a value that is not finite.
@@ -65,7 +65,7 @@ def collapsed(spectrum: Sequence[float], tolerance: float = TOLERANCE) -> int:
 
 
 def span(values: Sequence[float]) -> str:
-    """The smallest and the largest, for counts, whose errors are not normal."""
+    """The smallest and the largest of some counts, whose errors are not normal enough for an interval."""
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
@@ -91,7 +91,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def output(results: pathlib.Path, name: str, scale: str, suffix: str) -> pathlib.Path:
-    """Where a table or figure goes: the laptop's bear the plain name."""
+    """The file of a table or figure: at the laptop scale with the plain name, at others with the scale's added."""
     return results / (f"{name}.{suffix}" if scale == "laptop" else f"{name}_{scale}.{suffix}")
 
 
@@ -106,9 +106,9 @@ def run_grid(
     """The command of a table or figure.
 
     Args:
-      argv: its arguments.
-      module: its module, for `--help`.
-      doc: its docstring.
+      argv: the command's arguments.
+      module: the name of its module, which `--help` shows.
+      doc: the docstring of its module, which `--help` shows.
       rows: names of the rows, in the order in which they are run and shown.
       report: takes the results by row, the scale and the folder of the results; writes the table and the figure and
         returns what is printed.
@@ -119,7 +119,7 @@ def run_grid(
     pending = execute(jobs, flags, results)
     if pending is None:
         return
-    found = all_results(flags.scale, rows, results)  # a part that was run now does not push out what there was
+    found = all_results(flags.scale, rows, results)  # earlier results stay where only a part was run now
     if not found:
         raise InterruptedRunError(f"all of {len(jobs)} runs failed; their logs say why")
     print(report(found, flags.scale, results))
@@ -128,7 +128,7 @@ def run_grid(
 
 
 def all_results(scale: str, rows: Sequence[str], results: pathlib.Path) -> Results:
-    """Every result of these rows that is there, whatever its seed, in the order of the rows."""
+    """All results of these rows, of any seed, in the order of the rows."""
     loaded = load([Job(scale, row, seed) for row in rows for seed in range(MAX_SEEDS)], results)
     found: Results = {}
     for job, result in loaded.items():
@@ -142,8 +142,8 @@ def parse_grid(argv: Sequence[str], *, module: str, doc: str, rows: Sequence[str
     parser.add_argument("--scale", choices=SCALES, default="laptop")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0, 1, ... of each row (default: {SEEDS})")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help=f"some of: {' '.join(rows)}")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--dry_run", action="store_true", help="print what there is, what would be run, and its cost")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share a GPU's memory (default: 1)")
+    parser.add_argument("--dry_run", action="store_true", help="print the plan and its cost")
     parser.add_argument("--list", action="store_true", help="print the commands of the runs that are missing")
     add_places(parser)
     flags = parser.parse_args(argv)
@@ -162,7 +162,7 @@ def execute(jobs: Sequence[Job], flags: Any, results: pathlib.Path) -> int | Non
     """Runs the jobs that have no result yet.
 
     Returns:
-      How many failed; None where a plan was asked for.
+      The number of runs that failed; None where only a plan was asked for.
 
     Raises:
       SettingError: no data, or results that these runs could not be averaged with.
@@ -180,11 +180,11 @@ def execute(jobs: Sequence[Job], flags: Any, results: pathlib.Path) -> int | Non
     check_together({job.file(results): done[job] for job in done}, code=code_fingerprint() if pending else None)
     if not pending:
         return 0
-    open_data(flags.scale, flags.data, flags.work.absolute())  # says at once what is missing
+    open_data(flags.scale, flags.data, flags.work.absolute())  # a mistake is told here, once, instead of by every run
     cores = len(os.sched_getaffinity(0))
     if flags.jobs > cores:
         print(f"--jobs={flags.jobs} runs share {cores} cores and slow each other down", flush=True)
-    environment = with_threads(os.environ, scale.threads)
+    environment = with_memory(with_threads(os.environ, scale.threads), flags.jobs)
 
     def start(job: Job) -> bool:
         print(f"{job.name}: started", flush=True)
@@ -208,7 +208,7 @@ def command(job: Job, flags: Any) -> list[str]:
 
 
 def load(jobs: Sequence[Job], results: pathlib.Path) -> dict[Job, dict[str, Any]]:
-    """The results that are there, each checked against its job, all against each other."""
+    """The results that exist, each checked against its job and all against each other."""
     files = {job: job.file(results) for job in jobs}
     found = {job: read_result(file, config=job.config()) for job, file in files.items() if file.exists()}
     check_together({files[job]: result for job, result in found.items()})
@@ -216,7 +216,7 @@ def load(jobs: Sequence[Job], results: pathlib.Path) -> dict[Job, dict[str, Any]
 
 
 def plan(jobs: Sequence[Job], pending: Sequence[Job], scale: Scale, at_a_time: int) -> str:
-    """What `--dry_run` prints."""
+    """The text of `--dry_run`."""
     lines = [f"{len(jobs)} runs, {len(jobs) - len(pending)} done, {len(pending)} to run, {at_a_time} at a time"]
     lines += [f"scale: {scale.description}", f"cost of a run: {scale.minutes}", f"data: {scale.data}"]
     return "\n".join([*lines, *(f"  {'to run' if job in pending else 'done  '}  {job.name}" for job in jobs)])

@@ -2,7 +2,8 @@
 
 Command:   python -m experiments.learning_rate --scale=laptop --data=DIR     (--dry_run: the plan and its cost)
 Cost:      three runs a row; the test images are never looked at.
-Look for:  the best rate of each row inside of the three; `SCALES` in experiments/scales.py holds the choice.
+Look for:  the middle rate is the best; where it is the first or the last, a better one may lie outside of the three.
+           `SCALES` in experiments/scales.py holds the choice.
 """
 
 import json

@@ -5,7 +5,7 @@ Claim:     the loss's gradient at r is zero outside of the first d0 channels; th
 Command:   python -m experiments.mechanism                (trains on scikit-learn's digits first)
            python -m experiments.mechanism --run=DIR      (a run of dcjax.main with projector.name=direct)
 Cost:      two minutes on two cores; with --run seconds.
-Look for:  the exact zeros behind d0 in the left panel, and none in the right one.
+Look for:  exact zeros from channel d0 on in the left panel, and none in the right one.
 """
 
 import json
@@ -53,7 +53,8 @@ def channel_gradients(
       temperature: of the loss.
 
     Returns:
-      Of the last block's output, averaged to r `[d]`, and of its input `[c]`; both of the first view.
+      The gradients at r `[d]`, the average of the last block's output, and at that block's input `[c]`; both are those
+      of the first view.
     """
     name, shapes = last_block(encoder), []
 

@@ -20,8 +20,8 @@ KEYS = ("config", "data", "code", "platform", "loss", "scores", "spectra")
 RESULTS = pathlib.Path(__file__).parent / "results"
 EQUAL_CODE = RESULTS / "runs" / "equal_code.json"
 
-# The parts of the package that decide nothing of a run's numbers: the theory, commands, messages, plots, preparation.
-# All else counts, so that a file that is new or moved is not overlooked.
+# These parts of the package do not affect a run's numbers: the theory, commands, messages, plots, preparation. All
+# other files count, so that a new or moved one is not overlooked.
 NOT_TRAINING = (
     "collapse/plot.py", "data/prepare.py", "data/resize.py", "evaluation/table.py", "main.py",
     "models/torch_weights.py", "runtime/cli.py", "runtime/errors.py", "runtime/files.py", "runtime/processes.py",
@@ -30,13 +30,13 @@ NOT_TRAINING = (
 
 
 def code_fingerprint(root: pathlib.Path | None = None) -> str:
-    """A hash of the files that train and evaluate, but for comments, docstrings and blank lines."""
+    """A hash of the files that train and evaluate, without their comments, docstrings and blank lines."""
     root = root or pathlib.Path(dcjax.__file__).parent
     digest, count = hashlib.sha256(), 0
     for file in sorted(root.rglob("*.py")):
         name = file.relative_to(root)
         if name.parts[0] == "configs" or any(fnmatch.fnmatch(name.as_posix(), p) for p in NOT_TRAINING):
-            continue  # what a config says is compared key by key
+            continue  # configs are compared key by key
         count += 1
         digest.update(name.as_posix().encode() + b"\0" + bare_source(file.read_text()).encode())
     if not count:
@@ -72,7 +72,7 @@ def same_code(one: str, other: str) -> bool:
 
 
 def run_config(config: Any) -> dict[str, Any]:
-    """What identifies a run and its scores: every key but those that say where it reads and how often it reports."""
+    """The keys that identify a run and its scores: all but those for the place of its data and for its reports."""
     free = {name for name, key in schema.KEYS.items() if key.rule.may_change and not name.startswith("probe.")}
     free |= {"probe.after_training", "probe.eval_batch_size"}
     return {key: value for key, value in schema.flatten(config).items() if key not in free}
@@ -95,7 +95,7 @@ def write_result(file: pathlib.Path, result: dict[str, Any]) -> None:
 
 
 def rounded(value: Any) -> Any:
-    """The same with floats of 6 digits."""
+    """A copy in which floats have 6 digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
@@ -106,10 +106,10 @@ def rounded(value: Any) -> Any:
 
 
 def read_result(file: pathlib.Path, *, config: Any) -> dict[str, Any]:
-    """Reads a result and checks that it is one of this row.
+    """Reads a result and checks that its run had a given config.
 
     Args:
-      file: as `write_result` wrote it.
+      file: a file that `write_result` wrote.
       config: the config that the run must have had.
 
     Raises:
@@ -138,11 +138,11 @@ def read_result(file: pathlib.Path, *, config: Any) -> dict[str, Any]:
 
 
 def check_together(results: dict[pathlib.Path, dict[str, Any]], *, code: str | None = None) -> None:
-    """Raises `SettingError` unless all results come from the same data and the same training code (and that of now).
+    """Raises `SettingError` unless all results have the same data, platform and training code.
 
     Args:
       results: file to result.
-      code: the fingerprint of the code that more runs would be made with; None if there will be none.
+      code: the fingerprint of the present code, where it will make more runs to average with these; None otherwise.
     """
     if not results:
         return

@@ -3,8 +3,8 @@
     python -m experiments.run --scale=laptop --row=direct --seed=0 --data=DIR
 
 The command is complete in itself: `python -m experiments.table1 --list` prints these lines for a Slurm array or GNU
-parallel. A run that was stopped goes on from its last checkpoint; one that is done is not repeated; two of the same row
-and seed at once do not disturb each other.
+parallel. A run that was stopped goes on from its last checkpoint, and a finished one is not repeated. While a run is in
+progress, a second process with the same row and seed is refused.
 """
 
 import argparse
@@ -36,12 +36,15 @@ from experiments.records import (
 from experiments.scales import ROWS, SCALES, make_config, open_data, row_named, scale_named
 
 WORK = pathlib.Path("runs") / "experiments"
-THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # of XLA, and of two libraries of linear algebra
+THREADS = ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")  # for XLA and for two libraries of linear algebra
+
+# How much of a GPU's memory JAX reserves at the start; the second is the older name of the first.
+MEMORY = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run: a row of a scale with a seed, and config keys that differ from the scale's (as `key=value`)."""
+    """One run: a row of a scale with a seed, and the config keys, with values, that differ from the scale's."""
 
     scale: str
     row: str
@@ -68,8 +71,19 @@ class Job:
 
 
 def with_threads(environment: Mapping[str, str], threads: int) -> dict[str, str]:
-    """An environment in which a run takes so many threads of a CPU; 0 for as many as there are."""
+    """An environment that limits a run to some CPU threads; 0 sets no limit."""
     return {**environment, **(dict.fromkeys(THREADS, str(threads)) if threads else {})}
+
+
+def with_memory(environment: Mapping[str, str], jobs: int) -> dict[str, str]:
+    """An environment in which each of several runs at a time takes its share of a GPU's memory.
+
+    JAX reserves three quarters of it for one process, so a second run would find too little. What the user has set
+    stays.
+    """
+    if jobs == 1 or environment.keys() & MEMORY:
+        return dict(environment)
+    return {**environment, "XLA_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.3f}"}
 
 
 def run(job: Job, *, data: str | None, work: pathlib.Path = WORK, results: pathlib.Path = RESULTS) -> None:
@@ -89,15 +103,15 @@ def run(job: Job, *, data: str | None, work: pathlib.Path = WORK, results: pathl
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise SettingError(f"{job.name} is being run by another process in {workdir}") from error
-            if not file.exists():  # still: the process that held the lock may have written it
+            if not file.exists():  # the process that held the lock before may have written it
                 write_result(file, train_and_score(job, workdir, folder))
     read_result(file, config=job.config())
     print(f"{job.name} is done: {file}", flush=True)
 
 
 def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any]:
-    """The result of a job, as it is written."""
-    # Imported here because they load JAX: what is done already should be told at once.
+    """Trains and scores a job, and returns its result."""
+    # Imported here because they load JAX; a finished run should be reported at once.
     import jax
 
     from dcjax.components import build
@@ -127,7 +141,7 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
         **made_by,
         "versions": {"jax": jax.__version__, "python": sys.version.split()[0]},
         "device": jax.devices()[0].device_kind,
-        # Of this process: a run that was stopped and resumed took more.
+        # Those of this process alone: a run that was stopped and resumed took more.
         "cpu_minutes": (time.process_time() - start) / 60,
         "loss": loss,
         "scores": {name: dataclasses.asdict(score) for name, score in scores.items()},
@@ -136,7 +150,7 @@ def train_and_score(job: Job, workdir: pathlib.Path, data: str) -> dict[str, Any
 
 
 def begin(workdir: pathlib.Path, now: dict[str, str]) -> dict[str, str]:
-    """Notes in a run's folder by what it was begun; what a resumed run was begun by.
+    """Records in a run's folder which code and kind of device began it; returns that record, also for a resumed run.
 
     Raises:
       SettingError: a run that other code, or another kind of device, began.
@@ -156,7 +170,7 @@ def begin(workdir: pathlib.Path, now: dict[str, str]) -> dict[str, str]:
 
 
 def data_fingerprint(components: Any) -> str:
-    """A hash of what is trained and tested on: the sources' own, and the bytes of up to 100,000 files of a folder."""
+    """A hash of the training and test images: their sources' fingerprints, and the bytes of up to 100,000 files."""
     digest, data = hashlib.sha256(), components.config.data
     for source, split in ((components.train_source, data.train_split), (components.test_source, data.test_split)):
         if source is None:
@@ -169,7 +183,7 @@ def data_fingerprint(components: Any) -> str:
 
 
 def read_spectra(workdir: pathlib.Path) -> dict[str, list[float]]:
-    """Eq. 1 on the test images, as it stands and of rows of norm 1."""
+    """The spectra (eq. 1) of r and z on the test images, as they are and with rows scaled to norm 1."""
     import numpy as np
 
     from dcjax.pretrain import SPECTRUM_FILE
@@ -198,14 +212,14 @@ def score_untrained(components: Any) -> tuple[dict[str, Any], dict[str, list[flo
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where things lie, the same for runs and grids."""
+    """Adds the flags that name folders, which runs and grids share."""
     parser.add_argument("--data", help="the folder of the images")
     parser.add_argument("--work", type=pathlib.Path, default=WORK, help=f"checkpoints (default: {WORK})")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="results (default: experiments/results)")
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """`key=value` with the value's type: a whole number, a number, or a name."""
+    """Splits `key=value`; the value becomes a whole number or a number where it reads as one."""
     key, equals, value = text.partition("=")
     if not equals:
         raise SettingError(f"--change={text} is not KEY=VALUE")
@@ -231,7 +245,7 @@ def main(argv: Sequence[str]) -> None:
     if not re.fullmatch(r"\w*", flags.group):
         raise SettingError(f"--group must be letters, digits and underscores, found '{flags.group}'")
     environment = with_threads(os.environ, scale_named(flags.scale).threads)
-    if environment != dict(os.environ):  # read when the libraries are loaded
+    if environment != dict(os.environ):  # the libraries read them as they are loaded
         os.execve(sys.executable, [sys.executable, "-m", "experiments.run", *argv], environment)
     changes = tuple(parse_change(text) for text in flags.change)
     job = Job(flags.scale, flags.row, flags.seed, changes, flags.group)

@@ -22,7 +22,7 @@ class Row:
     Attributes:
       label: its name in tables and figures.
       projector: the value of `projector.name`.
-      d0: d0 as a share of the representation; None for the scale's own.
+      d0: d0 as a share of the representation; None for the paper's share.
       trained: False for the encoder before its first step.
       paper: linear top-1 on ImageNet in percent that the paper reports; None where it reports none.
     """
@@ -34,7 +34,7 @@ class Row:
     paper: float | None = None
 
 
-# By the name of their files. Tables 1 and 2 of the paper, and its section 6.
+# The keys name the files of results. The rows are those of the paper's Tables 1 and 2 and of its section 6.
 ROWS = {
     "none": Row("SimCLR, no projector", "none", paper=51.5),
     "linear": Row("SimCLR, linear projector", "linear", paper=61.1),
@@ -60,10 +60,11 @@ class Scale:
       width: entries of r.
       changes: config key to value, over that config.
       learning_rates: projector to the rate that `experiments.learning_rate` found; others take the config's.
-      minutes: of one run, and on what.
+      minutes: how long one run takes, and on which processor.
       data: how to get the images, or where they come from.
-      images_per_class: training images that are used, and those that are held out to choose the rate; None for all.
-      threads: of a run; 0 for all.
+      images_per_class: how many training images of a class to train on, and how many more to hold out for the choice of
+        the rate; None to train on all.
+      threads: how many CPU threads a run takes; 0 for all.
     """
 
     description: str
@@ -81,6 +82,46 @@ CIFAR10 = (
     "class folders of CIFAR-10's images: --data=DIR with DIR/train/<class>/*.png and DIR/test/<class>/*.png "
     "(or .jpg); any other photographs in that layout do, too"
 )
+
+TINY_IMAGENET = (
+    "cs231n.stanford.edu/tiny-imagenet-200.zip, unpacked; put its validation images into class folders with "
+    "`cd DIR/val && while read -r file class _; do mkdir -p $class && mv images/$file $class; done < "
+    "val_annotations.txt && rmdir images`; then --data=DIR"
+)
+
+
+def gpu_scale(encoder: str, data_set: str, *, epochs: int, minutes: str) -> Scale:
+    """A scale whose runs are planned to take less than an hour of one GPU.
+
+    Args:
+      encoder: `resnet18` or `resnet50`.
+      data_set: `cifar10` or `tiny_imagenet`, as class folders.
+      epochs: of pre-training, a tenth of them warm-up as in the paper.
+      minutes: the cost of a run, as far as it is known without a measurement.
+    """
+    name, data, size = {"cifar10": ("CIFAR-10", CIFAR10, 32), "tiny_imagenet": ("Tiny-ImageNet", TINY_IMAGENET, 64)}[
+        data_set
+    ]
+    width = {"resnet18": 512, "resnet50": 2048}[encoder]
+    return Scale(
+        description=f"{name} at {size} px, ResNet-{encoder.removeprefix('resnet')} ({width}-d r), {epochs} epochs",
+        base=f"configs/projector.py:{{projector}},{data_set}",
+        width=width,
+        changes={
+            "model.name": encoder,
+            "projector.hidden": width,
+            "data.name": "folder",
+            "total_epochs": float(epochs),
+            "optimizer.warmup_epochs": epochs / 10,
+            "probe.labels_per_class": 10,
+            # Two views of 512 images leave up to 43 GB of arrays for the gradient at 32 px and 172 GB at 64 px.
+            "model.remat": encoder == "resnet50",
+        },
+        learning_rates={},
+        minutes=f"not measured; {minutes}",
+        data=data,
+    )
+
 
 SCALES = {
     "digits": Scale(
@@ -118,18 +159,18 @@ SCALES = {
         images_per_class=(1000, 300),
         threads=1,
     ),
-    "gpu": Scale(
-        description="CIFAR-10 at 32 px, ResNet-18 (512-d r), 40 epochs",
-        base="configs/projector.py:{projector},cifar10",
-        width=512,
-        changes={
-            "data.name": "folder",
-            "total_epochs": 40.0,
-            "probe.labels_per_class": 10,
-        },
-        learning_rates={},
-        minutes="not measured; planned for 10 to 20 minutes of one GPU",
-        data=CIFAR10,
+    # The minutes are those of the training's floating-point operations at 50 TFLOP/s. Their number is that of a forward
+    # pass (XLA's cost analysis) times 3 for the gradient (4 where it computes the forward pass again), 2 views and the
+    # images of all epochs.
+    "gpu": gpu_scale("resnet18", "cifar10", epochs=40, minutes="1.2e16 FLOP, 4 minutes of a GPU at 50 TFLOP/s"),
+    "gpu_resnet50": gpu_scale(
+        "resnet50", "cifar10", epochs=40, minutes="3.9e16 FLOP, 13 minutes of a GPU at 50 TFLOP/s"
+    ),
+    "gpu_tiny_imagenet": gpu_scale(
+        "resnet18", "tiny_imagenet", epochs=20, minutes="5.0e16 FLOP, 17 minutes of a GPU at 50 TFLOP/s"
+    ),
+    "gpu_tiny_imagenet_resnet50": gpu_scale(
+        "resnet50", "tiny_imagenet", epochs=15, minutes="1.2e17 FLOP, 40 minutes of a GPU at 50 TFLOP/s"
     ),
     "paper": Scale(
         description="ImageNet at 224 px, ResNet-50 (2048-d r), 100 epochs",
@@ -141,7 +182,7 @@ SCALES = {
         data="ImageNet, prepared by python -m dcjax.data.prepare; --data=DIR is its --data_dir",
     ),
 }
-PAPER_D0 = 360 / 2048  # of r, which the other scales keep
+PAPER_D0 = 360 / 2048  # as a share of r, which all scales keep
 
 
 def scale_named(name: str) -> Scale:
@@ -171,7 +212,7 @@ def make_config(scale_name: str, row_name: str, *, seed: int, changes: Mapping[s
     config = load_config(scale.base.format(projector=row.projector))
     values: dict[str, Any] = {"projector.name": row.projector, **scale.changes}
     values["projector.d0"] = round((row.d0 or PAPER_D0) * scale.width)
-    # The same loss and gradient have the same best rate.
+    # This projector has the loss and the gradient of "direct", so the same rate is the best.
     searched = "direct" if row.projector == "low_rank_diagonal" else row.projector
     if searched in scale.learning_rates:
         values["optimizer.learning_rate"] = scale.learning_rates[searched]
@@ -209,7 +250,7 @@ def open_data(scale_name: str, data: str | None, work: pathlib.Path) -> str:
     if scale.images_per_class is None:
         return str(root)
     links = chosen_images(root, *scale.images_per_class, needs=scale.data)
-    # Named by what it holds: another folder, or another choice, cannot mix with it.
+    # The name is a hash of the files, so that another folder or choice of images gets a folder of its own.
     digest = hashlib.sha256("\n".join(f"{link} {file}" for link, file in sorted(links.items())).encode())
     target = work / "data" / f"{scale_name}-{digest.hexdigest()[:12]}"
     if not target.exists():
@@ -219,13 +260,13 @@ def open_data(scale_name: str, data: str | None, work: pathlib.Path) -> str:
                 path = pathlib.Path(unfinished) / "links" / link
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.symlink_to(file)
-            with contextlib.suppress(OSError):  # another run was first
+            with contextlib.suppress(OSError):  # another run has made it in the meantime
                 (pathlib.Path(unfinished) / "links").rename(target)
     return str(target)
 
 
 def chosen_images(root: pathlib.Path, kept: int, held_out: int, *, needs: str) -> dict[str, pathlib.Path]:
-    """Which images of a folder train, are held out, and test: `split/class/name` to the file."""
+    """The images that a scale trains on, holds out and tests on, as `split/class/name` to the file."""
     links = {}
     for split, name, first, count in (
         ("train", "train", 0, kept),

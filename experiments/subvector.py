@@ -1,4 +1,4 @@
-"""Section 6.2: what the loss acts on, what it never sees, and a subvector that does not stay the same.
+"""Section 6.2: the part of r that the loss acts on, the part that it never sees, and a subvector redrawn every step.
 
 Claim:     the whole of r (62.7) is better than r[:d0], the part that the loss acts on (47.9): the rest is trained too,
            through the last residual block. The subvector must be fixed: redrawn for every step it gives 43.0.

@@ -4,7 +4,7 @@ Claim:     without a projector the representation is worse by 15 points of linea
            layers and 61.1 with one); DirectCLR, without a trained projector, gains most of them back (62.7).
 Command:   python -m experiments.table1 --scale=laptop --data=DIR     (--dry_run: the plan and its cost)
 Cost:      see --dry_run; paper scale: 7 hours on 32 V100 a row, and the probe 20 hours on 8 (the authors' runs).
-Look for:  the order of the rows, and whether their intervals part; the spectra of the same runs are `figure7`.
+Look for:  the order of the rows, and whether their intervals overlap; `figure7` shows the spectra of the same runs.
 """
 
 import functools

@@ -4,7 +4,7 @@ Claim:     a projector helps by being of low rank, and need not be trained: none
            diagonal 60.2, fixed low-rank 62.3, fixed low-rank diagonal (DirectCLR) 62.7.
 Command:   python -m experiments.table2 --scale=laptop --data=DIR     (--dry_run: the plan and its cost)
 Cost:      see --dry_run; the rows that Table 1 has are shared with it.
-Look for:  orthogonal beside none (full rank: no help), low-rank beside linear (training it is not the point).
+Look for:  orthogonal is as low as none, since its rank is full; fixed low-rank is as high as trained linear.
 """
 
 import functools

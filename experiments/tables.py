@@ -1,4 +1,4 @@
-"""The table and the figure that the tables of the paper share: scores of rows, with intervals over seeds."""
+"""Scores of rows with intervals over seeds, as a table and a figure: shared by the paper's tables."""
 
 import json
 import math
@@ -38,9 +38,9 @@ def score_report(
       results: row name to the results of its seeds.
       scale: a key of `SCALES`.
       folder: where the files go.
-      name: of the files.
+      name: the files' name, without the scale and the suffix.
       title: a line above the table and the figure.
-      order: of the rows; as in `results` if None.
+      order: the rows in the order in which they are shown; that of `results` if None.
 
     Returns:
       The Markdown text.

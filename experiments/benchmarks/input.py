@@ -141,13 +141,13 @@ def _batches(source: Any, use: Callable[[dict[str, Any]], Any], args: argparse.N
     mesh = make_mesh(1)
 
     def run(pairs: int) -> float:
-        loader = _loader(source, args)  # anew: what it reads ahead must not fall into the turns of others
+        loader = _loader(source, args)  # a new one each turn, so that it does not read ahead in the turns of others
         for batch in range(READ_AHEAD + 1 + pairs // args.batch_size):
             jax.block_until_ready(use(to_devices(next(loader), mesh)))
             if batch == READ_AHEAD:
-                start = time.perf_counter()  # as much has been read ahead now as will be at the end
+                start = time.perf_counter()  # it has read as far ahead now as it will have at the end
         seconds = time.perf_counter() - start
-        loader.close()  # waits for what is being read ahead
+        loader.close()  # waits for the reading threads
         return seconds
 
     return run
@@ -187,7 +187,7 @@ def _stages(source: Any, args: argparse.Namespace) -> dict[str, float]:
     def crop(i: int) -> None:
         crops.random_crops(images[i], views[i], seed=0, position=i, scale=SCALE, ratio=RATIO, interpolation="bicubic")
 
-    # What a stage makes of an image is dropped before the next, as in the loader, so that memory is reused.
+    # The result of each image is dropped before the next one, as in the loader, so that memory is reused.
     per_image: dict[str, Callable[[int], Any]] = {
         "read the record": source.read,
         "decode": lambda i: decode(data[i], ""),

@@ -6,7 +6,7 @@
 
 NT-Xent (or InfoNCE) of n pairs in float32, forward and forward with backward. `tiled` is this package's loss by tiles,
 on several devices passed around half a ring; `plain` is the same with all logits at once, of which the compiler gives a
-share to every device. Peers that know NT-Xent alone: on one device `chunked`, plain row chunks with `jax.checkpoint`;
+share to every device. Other peers know NT-Xent alone: on one device `chunked`, plain row chunks with `jax.checkpoint`;
 `optax`, `optax.losses.ntxent` (where all its pairs of rows fit); `torch`, the plain formula in PyTorch; `lightly`, its
 `NTXentLoss` where lightly is installed (both up to 8,192 pairs, for their memory). On several devices `gathered`, which
 gathers the rows and holds a row share of the logits. All peers must find the same value. They are warmed up, then
@@ -133,10 +133,10 @@ def _traffic(text: str, devices: int) -> float:
     def received(name: str) -> float:
         total = 0.0
         for line in bodies.get(name, []):
-            # An asynchronous one ends with `-done`, whose result is what came in.
+            # An asynchronous collective ends with `-done`, whose result is the received data.
             pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|collective-permute)(?:-done)?\("
             if found := re.search(pattern, line):
-                # The result of a reduce-scatter is one share of what comes in.
+                # The result of a reduce-scatter is one share of the received data.
                 shares = devices if found[2] == "reduce-scatter" else 1
                 for kind, dims in re.findall(r"(\w+)\[([\d,]*)\]", found[1]):
                     total += shares * BYTES[kind] * float(np.prod([int(d) for d in dims.split(",") if d] or [1]))
@@ -158,7 +158,7 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
     plain = functools.partial(LOSSES[args.loss], temperature=TEMPERATURE)
     tiled = functools.partial(plain, block_size=args.block_size, mesh=mesh if devices > 1 else None)
     losses: dict[str, Callable[..., jax.Array]] = {"tiled": tiled}
-    # All logits, of which value and gradient hold some three.
+    # Value and gradient hold about three arrays of all logits.
     fits = 3 * 4 * (2 * n if args.loss == "nt_xent" else n) ** 2 / devices <= PLAIN_BYTES
     if fits:
         losses["plain"] = plain
@@ -167,7 +167,7 @@ def _case(n: int, d: int, devices: int, backward: bool, args: argparse.Namespace
             losses["gathered"] = functools.partial(_gathered, mesh)
     elif args.loss == "nt_xent":
         losses["chunked"] = _chunked
-        if 4 * (2 * n) ** 2 * d <= OPTAX_BYTES:  # all pairs of rows, of which it holds three
+        if 4 * (2 * n) ** 2 * d <= OPTAX_BYTES:  # the differences of all pairs of rows; it holds three such arrays
             losses["optax"] = _optax
     runs: dict[str, Callable[[], Any]] = {}
     megabytes, traffic = {}, {}

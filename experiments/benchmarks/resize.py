@@ -1,4 +1,4 @@
-"""What preparation with --resize changes in the crops, and which kernel and JPEG quality change them least.
+"""How preparation with --resize changes the crops, and which kernel and JPEG quality change them least.
 
     python -m experiments.benchmarks.resize --folder FOLDER
 

@@ -112,7 +112,7 @@ def _parts(seeds: int, steps: int, rounds: int) -> dict[str, float]:
         return found
 
     def no_draws(setting, key, dtype):
-        # Reads the key, so that the loop cannot leave it out.
+        # These values depend on the key, so that the compiler cannot move them out of the loop.
         shift = jax.random.key_data(key)[0].astype(dtype) * 1e-12
         return jnp.broadcast_to(shift + jnp.linspace(-1, 1, D + D // 2, dtype=dtype), (N, D + D // 2))
 

@@ -1,4 +1,4 @@
-"""Makes each notebook from its text: the `.md` is what one edits, the `.ipynb` is it with outputs.
+"""Makes each notebook from its text: edit the `.md`; the `.ipynb` has the same cells and their outputs.
 
     python experiments/notebooks/build.py                  executes both and writes the .ipynb files
     python experiments/notebooks/build.py theory --check   executes one at small size and writes nothing
@@ -72,7 +72,8 @@ def main(argv: Sequence[str]) -> None:
     if unknown := set(flags.names) - set(NAMES):
         parser.error(f"there is no notebook {', '.join(sorted(unknown))}; known: {', '.join(NAMES)}")
     os.environ["DCJAX_NOTEBOOK_SMALL"] = str(int(flags.check))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what XLA says of a busy machine is no output to keep
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # XLA's remarks on a busy machine do not belong in a notebook
+    os.environ.pop("MPLBACKEND", None)  # the kernel has its own, which keeps the plots
     if "DCJAX_SOURCE" in os.environ and os.path.isdir(os.environ["DCJAX_SOURCE"]):
         os.environ["DCJAX_SOURCE"] = os.path.abspath(os.environ["DCJAX_SOURCE"])  # the kernel runs elsewhere
     for name in flags.names or NAMES:

@@ -88,7 +88,7 @@ def test_plan_and_list(tmp_path, capsys):
 
 @pytest.mark.parametrize("module", GRIDS, ids=lambda module: module.__name__)
 def test_every_grid_plans_at_every_scale(module, capsys, tmp_path):
-    for scale in ("laptop",) if module is learning_rate else ("laptop", "gpu", "paper"):
+    for scale in ("laptop",) if module is learning_rate else SCALES:
         module.main([f"--scale={scale}", "--dry_run", "--seeds=1", f"--results={tmp_path}"])
         assert SCALES[scale].description in capsys.readouterr().out
 
@@ -299,6 +299,29 @@ def test_a_failed_run_leaves_the_others_and_is_told(tiny, tmp_path, capsys, monk
     assert "--jobs=99 runs share" in printed
     assert "ended with status 2" in printed
     assert "SimCLR, no projector" in printed
+
+
+@pytest.mark.parametrize(
+    ("jobs", "set_before", "share"),
+    [(1, {}, None), (3, {}, "0.300"), (3, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.2"}, None)],
+)
+def test_runs_at_a_time_share_the_memory_of_a_gpu(jobs, set_before, share, tiny, tmp_path, monkeypatch):
+    for name in run.MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in set_before.items():
+        monkeypatch.setenv(name, value)
+    seen = []
+
+    def pretend(argv, env, **_):
+        seen.append(env)
+        return subprocess.CompletedProcess(argv, 2)
+
+    monkeypatch.setattr(subprocess, "run", pretend)
+    flags = ["--scale=digits", "--seeds=2", f"--jobs={jobs}", f"--results={tmp_path}", f"--work={tmp_path}"]
+    with pytest.raises(InterruptedRunError):
+        table1.main([*flags, "--rows", "none"])
+    assert [env.get("XLA_CLIENT_MEM_FRACTION") for env in seen] == [share, share]
+    assert all(set_before.items() <= env.items() for env in seen)
 
 
 def test_all_runs_failed(tiny, tmp_path, monkeypatch):

@@ -1,0 +1,192 @@
+"""README's section on results: the paper's numbers beside those in experiments/results.
+
+Command:   python -m experiments.results_table            (writes the part of README.md between its two markers)
+Cost:      none; a number that no file holds has no row.
+Look for:  columns of a scale appear with its first table; the figure with its first spectra or scores.
+"""
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import replace_text
+from experiments.grid import TOLERANCE, Mean, markdown, output, span
+from experiments.records import RESULTS
+from experiments.scales import ROWS, SCALES
+from experiments.subvector import PAPER as PAPER_OF_PARTS
+from experiments.table1 import ROWS as TABLE1
+from experiments.table2 import ROWS as TABLE2
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+BEGIN = "<!-- Written by `python -m experiments.results_table`. -->"
+END = "<!-- End of what it writes. -->"
+# The scale of the paper last: its own numbers are beside it.
+ORDER = ("laptop", "digits", *(name for name in SCALES if name not in ("laptop", "digits")))
+FIGURES = {
+    "figure7": "Spectra of r with and without a projector",
+    "table1": "Linear accuracy of r: SimCLR with and without projectors, and DirectCLR",
+}
+SINGLE_RUNS = {
+    "quickstart": ("quickstart (digits, 300 steps)", "`python -m dcjax.main --config=configs/quickstart.py`"),
+    "cifar10_jpeg_directclr": (
+        "DirectCLR, CIFAR-10 (JPEG copy), 5 epochs",
+        "[as recorded](experiments/results/README.md#directclr-on-cifar-10-jpeg-copy)",
+    ),
+}
+
+
+def read(file: pathlib.Path) -> Any:
+    """What a JSON file holds; an empty table where there is none."""
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def cell(line: dict[str, Any] | None) -> str | None:
+    """A mean with its interval and the number of seeds, from a line of a table's file."""
+    if not line or "top1" not in line:
+        return None
+    half_width = line["top1"]["half_width"]
+    value = Mean(line["top1"]["mean"], math.inf if half_width is None else half_width, line["seeds"])
+    unfinished = "" if line.get("converged", True) else ", probe not converged"
+    return f"{value} ({line['seeds']}{unfinished})"
+
+
+def score_lines(results: pathlib.Path, scale: str) -> dict[str, dict[str, str | None]]:
+    """For each command, label to cell, of every score that is there at a scale."""
+    found = {}
+    for name, rows in (("table1", TABLE1), ("table2", TABLE2)):
+        table = read(output(results, name, scale, "json"))
+        found[name] = {ROWS[row].label: cell(table.get(row)) for row in rows}
+    table = read(output(results, "subvector", scale, "json"))
+    found["subvector"] = {label: cell(table.get(label)) for label in PAPER_OF_PARTS}
+    return found
+
+
+def scores(results: pathlib.Path) -> str | None:
+    """The linear accuracies of Tables 1 and 2 and of section 6.2, a column for each scale; None without any."""
+    paper = {row.label: row.paper for row in ROWS.values()} | PAPER_OF_PARTS
+    found = {scale: score_lines(results, scale) for scale in ORDER}
+    scales = [name for name, parts in found.items() if any(any(part.values()) for part in parts.values())]
+    rows, shown = [], set()
+    for command in ("table1", "table2", "subvector"):
+        for label in found[ORDER[0]][command]:
+            values = [found[scale][command][label] for scale in scales]
+            # DirectCLR's whole r and SimCLR without a projector stand in several of these tables.
+            if any(values) and label not in shown and label != "DirectCLR, r":
+                shown.add(label)
+                rows.append([label, paper[label], *values, f"`python -m experiments.{command}`"])
+    if not rows:
+        return None
+    header = ["linear top-1 of r, %", "paper, ImageNet", *(f"`--scale={scale}`" for scale in scales), "command"]
+    notes = [f"`{scale}`: {SCALES[scale].description}." for scale in scales]
+    return (
+        f"{markdown(header, rows)}\n\n"
+        f"Means with 95 % intervals over seeds, whose number is in brackets. {' '.join(notes)}"
+    )
+
+
+def collapsed_rows(results: pathlib.Path) -> list[list[str | None]]:
+    """Rows about Figures 2 and 7: counts of collapsed dimensions, of every scale that has them."""
+    rows: list[list[str | None]] = []
+    for scale in ORDER:
+        table = read(output(results, "figure7", scale, "json"))
+        counts = {row: line["collapsed"][f"{TOLERANCE:g}"] for row, line in table.items()}
+        if counts:
+            found = "; ".join(f"{ROWS[row].label} {span(values)}" for row, values in counts.items())
+            what = f"dimensions of r below {TOLERANCE:g} of the largest, of {SCALES[scale].width} (`{scale}`)"
+            command = f"`python -m experiments.figure7 --scale={scale}`"
+            rows.append([what, "some without a projector, none with one", found, command])
+        table = read(output(results, "figure2", scale, "json"))
+        if table:
+            found = "; ".join(f"{ROWS[row].label} {span(line['collapsed'])}" for row, line in table.items())
+            what = f"dimensions of z below {TOLERANCE:g} of the largest (`{scale}`)"
+            rows.append([what, "about 30 of 128 at zero", found, f"`python -m experiments.figure2 --scale={scale}`"])
+    return rows
+
+
+def claims(results: pathlib.Path) -> str | None:
+    """The claims that need no grid of runs; None without any."""
+    rows = collapsed_rows(results)
+    found = read(results / "mechanism.json")
+    if found:
+        zero, width = found["exact zeros"], found["width"]
+        inputs = len(found["gradient at the last block's input"])
+        text = f"at r {zero['r']} of {width}, at that block's input {zero['input']} of {inputs}"
+        rows.append([
+            "DirectCLR: channels without gradient", "all but d0 at r, none at the last block's input", text,
+            "`python -m experiments.mechanism`",
+        ])  # fmt: skip
+    found = read(results / "figure1.json")
+    if found:
+        smallest, largest = found["dimensional collapse"][-1], found["dimensional collapse"][0]
+        text = f"smallest standard deviation {smallest / largest:.0e} of the largest"
+        rows.append(["Figure 1: dimensional collapse", "one direction lost", text, "`python -m experiments.figure1`"])
+    for what, names, command in (
+        ("Figures 3 to 6, toy models", [f"figure_{i}" for i in (3, 4, 5, 6)], "python -m experiments.figures3_to_6"),
+        (
+            "Lemmas, theorems and corollaries",
+            [*(f"{kind}_{i}" for kind in ("lemma", "theorem") for i in (1, 2, 3)), "corollary_1", "corollary_2"],
+            "python -m dcjax.toy --all",
+        ),
+    ):
+        tables = [read(results / "toy" / f"{name}.json") for name in names]
+        holds = [check["holds"] for table in tables for check in table.get("checks", ())]
+        if holds:
+            rows.append([what, None, f"{sum(holds)} of {len(holds)} checks hold", f"`{command}`"])
+    return markdown(["claim", "paper", "here", "command"], rows) if rows else None
+
+
+def single_runs(results: pathlib.Path) -> str | None:
+    """Linear accuracies of the runs that were made once; None without any."""
+    rows = []
+    for name, (label, command) in SINGLE_RUNS.items():
+        found = read(results / f"{name}.json").get("scores", {})
+        selected = next((part for part in found if part.startswith("r[:")), None)
+        if selected:
+            parts = ("r", selected, "untrained encoder")
+            rows.append([label, *(f"{100 * found[part]['top1']:.1f} %" for part in parts), command])
+    header = ["one run", "r, all labels", "r[:d0]", "the same encoder untrained", "command"]
+    return markdown(header, rows) if rows else None
+
+
+def figure(results: pathlib.Path) -> str | None:
+    """The figure that shows most: spectra before scores, photographs before digits; None without any."""
+    for scale in ORDER:
+        for name, title in FIGURES.items():
+            file = output(results, name, scale, "png")
+            if file.exists():
+                return f"![{title}, {SCALES[scale].description}](experiments/results/{file.name})"
+    return None
+
+
+def section(results: pathlib.Path = RESULTS) -> str:
+    """The Markdown text between the markers."""
+    parts = (scores(results), figure(results), claims(results), single_runs(results))
+    return "\n\n".join(part for part in parts if part)
+
+
+def insert(text: str, results: pathlib.Path = RESULTS) -> str:
+    """README's text with the section as it is now.
+
+    Raises:
+      SettingError: not one pair of markers, in their order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise SettingError(f"README.md needs one line '{BEGIN}' and, after it, one line '{END}'")
+    return f"{before}{BEGIN}\n\n{section(results)}\n\n{END}{after}"
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = cli.Parser(prog="python -m experiments.results_table", description=__doc__ or "")
+    parser.parse_args(argv)
+    replace_text(README, insert(README.read_text()))
+    print(README)
+
+
+if __name__ == "__main__":
+    cli.run(main)
