@@ -70,7 +70,7 @@ class FixedSizeImages:
         return image, label
 
 
-def read_many(source: Source, stored_size: int) -> ReadMany:
+def whole_image_reader(source: Source, stored_size: int) -> ReadMany:
     """A function from indices `[b]` to images and labels, as `FixedSizeImages.read_many` gives them.
 
     A subset reads through to the `FixedSizeImages` behind it; any other source is wrapped in one.

@@ -9,7 +9,7 @@ import numpy as np
 from dcjax.data import crops
 from dcjax.data.assembly import Assembly, Batch, SharedBatch, chunk_of
 from dcjax.data.crops import check_interpolation
-from dcjax.data.fixed_size import read_many
+from dcjax.data.fixed_size import whole_image_reader
 from dcjax.data.order import endless_order
 from dcjax.data.sources.base import Source
 
@@ -211,7 +211,7 @@ def _reader(
 ) -> Callable[[np.ndarray, np.ndarray, Batch], None]:
     """A function of indices `[b]` and positions `[b]` that fills `b` rows of a batch with whole images or crops."""
     if stored_size:
-        read_whole = read_many(source, stored_size)
+        read_whole = whole_image_reader(source, stored_size)
 
         def read(indices: np.ndarray, positions: np.ndarray, rows: Batch) -> None:
             rows["image"][:], rows["label"][:] = read_whole(indices)
