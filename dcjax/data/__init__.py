@@ -1,4 +1,4 @@
-"""Images: where they come from, and the batches that training and evaluation read."""
+"""Images: their sources, and the batches that training and evaluation read."""
 
 from dcjax.data.damage import TolerantSource
 from dcjax.data.decode import DamagedImageError

@@ -1,4 +1,4 @@
-"""Writes images of class folders as ArrayRecord files that tensorflow-datasets reads, without TensorFlow."""
+"""Writes class folders of images as an ArrayRecord set of tensorflow-datasets, without TensorFlow."""
 
 import concurrent.futures
 import dataclasses
@@ -17,13 +17,13 @@ from dcjax.data.sources.folder import FolderSource
 from dcjax.data.sources.tfds import RESIZE_KEY, shard_problem
 from dcjax.runtime.errors import SettingError, first_line
 
-# One record to a group, so that a random read decompresses nothing but its own; JPEG bytes do not compress any more.
+# One record per group, so that a random read reads no other record. JPEG bytes do not compress any further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """A file of consecutive images of a split."""
+    """A file of the set, with `count` consecutive images of a split from image `first` on."""
 
     split: str
     number: int
@@ -36,7 +36,7 @@ class Shard:
 
 
 def plan_shards(source: FolderSource, split: str, megabytes: int) -> list[Shard]:
-    """Cuts a split into files of about one size in bytes and equal numbers of images."""
+    """Cuts a split into files of `megabytes` on average and of equal numbers of images."""
     try:
         total = sum(os.path.getsize(source.image_name(i)) for i in range(len(source)))
     except OSError as error:
@@ -55,7 +55,7 @@ def write_set(
     version: str,
     resize: int | None,
 ) -> None:
-    """Writes the files that are not there yet, then what TFDS knows of the set."""
+    """Writes the files that are not there yet, then TFDS's description of the set."""
     features = image_features(next(iter(sources.values())).classes)
     stop = threading.Event()
     with tqdm(total=sum(shard.count for shard in shards), unit="img", unit_scale=True, desc=name) as bar:
@@ -64,8 +64,8 @@ def write_set(
             write_shard(work / shard.file_name(name), sources[shard.split], shard, features, resize=resize, stop=stop)
             bar.update(shard.count)
 
-        # Reading waits for the disk, and the writer, as what resizes an image, works outside of Python's lock. Each
-        # thread has images of its own: threads inside OpenCV as well would only fight over the same cores.
+        # Threads suffice: reading waits for the disk, and resizing and writing release Python's lock. With threads
+        # inside OpenCV as well, all would compete for the same cores.
         cv2.setNumThreads(0)
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
@@ -87,12 +87,12 @@ def write_shard(
     resize: int | None,
     stop: threading.Event,
 ) -> None:
-    """Writes a file under a temporary name and renames it when it is whole; a whole one is kept.
+    """Writes a file under a temporary name and renames it when it is whole. A file that is whole already is kept.
 
-    It ends early, without the file, when `stop` is set.
+    When `stop` is set, the function ends without the file.
 
     Raises:
-      ValueError: an image cannot be read, or the file cannot be written.
+      SettingError: an image cannot be read, or the file cannot be written.
     """
     if path.exists() and not shard_problem(str(path), shard.count):
         return
@@ -100,7 +100,7 @@ def write_shard(
     from tensorflow_datasets.core import example_serializer
 
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process, should a lock be of no avail
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # a name of its own, if the lock does not work
     try:
         writer = ArrayRecordWriter(str(partial), WRITER_OPTIONS)
         try:
@@ -114,18 +114,18 @@ def write_shard(
         finally:
             writer.close()
         with open(partial, "rb") as file:
-            os.fsync(file.fileno())  # or a file that lost its content with the power would have its name
+            os.fsync(file.fileno())  # without it, a power cut could leave an empty file under the final name
         os.replace(partial, path)
     except SettingError:
         raise
-    except Exception as error:  # array_record's own errors have no common type: a full disk, a name that is no text
+    except Exception as error:  # a full disk, a name that is no text: array_record's errors have no common type
         raise SettingError(f"--data_dir: {path} cannot be written ({first_line(error)}); run the same again") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def image_features(classes: Sequence[str]) -> Any:
-    """TFDS's description of a record."""
+    """TFDS's description of a record's fields."""
     import tensorflow_datasets as tfds
 
     return tfds.features.FeaturesDict(
@@ -140,9 +140,9 @@ def image_features(classes: Sequence[str]) -> Any:
 def write_info(
     work: pathlib.Path, features: Any, *, name: str, version: str, shards: list[Shard], resize: int | None
 ) -> None:
-    """Writes what TFDS knows of a set: its features, classes, splits and the length of every file, and its `resize`."""
+    """Writes TFDS's description of a set: features, classes, splits, the length of every file, and the `resize`."""
     import tensorflow_datasets as tfds
-    from etils import epath  # a dependency of tensorflow-datasets, whose paths it is
+    from etils import epath  # the paths of tensorflow-datasets, which installs it
     from tensorflow_datasets.core import dataset_info, naming
     from tensorflow_datasets.core.splits import SplitDict
 

@@ -1,4 +1,4 @@
-"""Batches that several threads fill, each a chunk of the rows."""
+"""Batches that several threads fill together, each thread a chunk of the rows."""
 
 import math
 import threading
@@ -12,21 +12,21 @@ ALIGNMENT = 64  # bytes
 
 
 class SharedBatch:
-    """The arrays of one batch, which several threads fill."""
+    """The arrays of one batch, in an object that can be referred to weakly."""
 
     def __init__(self, arrays: Batch):
         self.arrays = arrays
 
 
 class Assembly:
-    """Batches that are being read, each chunk into its place: to join chunks later costs a fifth of the reading.
+    """The batches that are being read. Chunks are read into their places, since joining them later costs a fifth more.
 
-    A batch is known here for as long as a reader or the result of one refers to it, so what is read ahead and then
-    dropped by a seek leaves nothing behind, and every chunk of a batch that is delivered went into the same arrays.
+    A batch stays known for as long as a chunk of it, being read or already read, refers to it. So all chunks of a batch
+    share its arrays, and a batch that a seek drops leaves nothing behind.
 
     Args:
-      rows: of a batch.
-      arrays: name to the shape of a row and the dtype.
+      rows: rows of a batch.
+      arrays: the shape of a row and the dtype, by name.
     """
 
     def __init__(self, rows: int, **arrays: tuple[tuple[int, ...], type]):
@@ -36,7 +36,7 @@ class Assembly:
         self._lock = threading.Lock()
 
     def open(self, batch: int, start: int, count: int) -> tuple[SharedBatch, Batch]:
-        """A batch, and the views of `count` of its rows."""
+        """The batch of a number, and `count` of its rows from `start` on as views of its arrays."""
         with self._lock:
             shared = self._open.get(batch)
             if shared is None:
@@ -46,13 +46,13 @@ class Assembly:
 
 
 def chunk_of(rows: int, largest: int) -> int:
-    """The largest useful divisor of the rows of a batch, so that chunks do not reach across batches."""
+    """The rows of a chunk: the largest divisor of a batch's rows that is useful, so that no chunk spans two batches."""
     divisors = [d for d in range(largest // 8, largest + 1) if rows % d == 0]
     return max(divisors, default=rows)
 
 
 def _empty(shape: tuple[int, ...], kind: type) -> np.ndarray:
-    """As `np.empty`, but begun where JAX can take it over for its CPU device without a copy."""
+    """`np.empty`, aligned so that JAX's CPU device uses the array without a copy."""
     size = math.prod(shape) * np.dtype(kind).itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT

@@ -1,8 +1,8 @@
 """Augmentation on the device: the two asymmetric views of the paper, as pure functions of (images, key, position).
 
-Every number that an example's view needs is drawn in one call from a key that depends on the seed, the example's
-position in the global stream and the view, so the draws are the same bits on any number of devices and processes. The
-functions are meant to be called under `jax.jit`, with `size`, `settings` and `mesh` static.
+All random numbers of an example's view come from one call, with a key that depends on the seed, the example's position
+in the global stream and the view. So they are the same bits on any number of devices and processes. Call the functions
+under `jax.jit`, with `size`, `settings` and `mesh` static.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray, UInt8
 from dcjax.data import image_ops
 from dcjax.data.recipe import Augmentation
 
-# Where each number stands among the uniform numbers of one view. Changing this table changes every draw of every run.
+# The place of each number among the uniform numbers of one view. Changing this table changes every draw of every run.
 CROP = slice(0, 2 * image_ops.ATTEMPTS + 2)  # areas, ratios, top, left
 FLIP = 22
 JITTER = 23
@@ -43,23 +43,23 @@ def two_views(
     """Two augmented, normalised views of every image.
 
     Args:
-      images: `[n, s, s, 3]` uint8, cropped here, or `[n, 2, size, size, 3]` uint8, one crop per view made on the
-        host.
+      images: `[n, s, s, 3]` uint8, to be cropped here, or `[n, 2, size, size, 3]` uint8, the host's crops of each view.
       seed_key: the key of the run.
       positions: `[n]`, each example's position in the global stream.
       size: side of the views in pixels.
       settings: the augmentation.
-      mesh: the mesh over whose axis the images are sharded, if they are. The result is the same without it; devices
-        of a CPU then wait for each other.
+      mesh: the mesh over whose axis the images are sharded, if they are. Without it the result is the same, but the
+        devices of a CPU wait for each other.
 
     Returns:
       `(x, x_prime)`, each `[n, size, size, 3]` float32. Crop, flip, colour jitter, grayscale, blur, solarize and
       normalisation are applied in this order, with the draws of `view_draws(seed_key, position, view)`.
 
     Raises:
-      ValueError: images or positions of another dtype or shape, or a blur too wide for the size.
+      ValueError: images or positions have another dtype or shape, or the blur is too wide for the size.
 
-    Source: section 4 of the paper.
+    References:
+      Section 4 of the paper.
     """
     cropped = images.ndim == 5
     _check(images, positions, size if cropped else None, views=2 if cropped else None)
@@ -84,19 +84,19 @@ def one_view(
     """One view for the linear probe: random resized crop, flip and normalisation, without any change of colour.
 
     Args:
-      images: `[n, s, s, 3]` uint8; with `cropped`, `[n, size, size, 3]` crops that the host made.
+      images: `[n, s, s, 3]` uint8; with `cropped`, the host's crops `[n, size, size, 3]`.
       seed_key: the key of the run.
       positions: `[n]`, each example's position in the global stream.
       size: side of the view in pixels.
-      settings: the augmentation; only crop, interpolation, flip, mean and std are used.
-      cropped: whether the host has cropped already.
+      settings: the augmentation, of which crop, interpolation, flip, mean and std are used.
+      cropped: whether the host has cropped the images already.
       mesh: as in `two_views`.
 
     Returns:
       `[n, size, size, 3]` float32.
 
     Raises:
-      ValueError: images of another dtype or shape.
+      ValueError: the images have another dtype or shape.
     """
     _check(images, positions, size if cropped else None)
     options: Any = dict(size=size, settings=settings, cropped=cropped, colour=False, mesh=mesh)
@@ -111,19 +111,19 @@ def normalize(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> Float[Array, "n size size 3"]:
-    """Images for evaluation: resized if they must be, then normalised.
+    """Normalises images for evaluation, after a resize where their side is not `size`.
 
     Args:
       images: `[n, s, s, 3]` uint8.
-      size: side of the result in pixels; images of another side are resized.
-      interpolation: of that resize, a key of `image_ops.KERNELS`.
-      mean, std: per channel.
+      size: side of the result in pixels.
+      interpolation: the interpolation of the resize, a key of `image_ops.KERNELS`.
+      mean, std: mean and standard deviation of each channel.
 
     Returns:
       `[n, size, size, 3]` float32.
 
     Raises:
-      ValueError: images of another dtype or shape.
+      ValueError: the images have another dtype or shape.
     """
     _check(images, None, None)
 
@@ -140,9 +140,8 @@ def normalize(
 def view_draws(seed_key: PRNGKeyArray, position: Integer[Array, ""] | int, view: int) -> Float[Array, "draws"]:
     """All uniform numbers of one view of one example, `[DRAWS]` in [0, 1).
 
-    The key is `fold_in(fold_in(seed_key, position), view)`: nothing else, such as the place in the batch, enters. One
-    call for all numbers costs a single hash per example, and an operation that is switched off does not move
-    another's draws.
+    The key is `fold_in(fold_in(seed_key, position), view)`; the place in the batch does not enter. A single call costs
+    one hash per example, and switching an operation off does not move another's draws.
     """
     key = jax.random.fold_in(jax.random.fold_in(seed_key, position), view)
     return jax.random.uniform(key, (DRAWS,), jnp.float32)
@@ -173,8 +172,8 @@ def _views(
             x = _recolour(x, u, view, settings)
         return _standardize(x, settings.mean, settings.std)
 
-    # One image after another stays in a CPU's cache, and only what its draws ask for is computed: a tenth of the time
-    # of whole batches. An accelerator wants the batch.
+    # On a CPU, one image at a time takes a tenth of the time of a whole batch: it stays in the cache, and operations
+    # that its draws leave out are not computed. An accelerator needs the batch.
     def in_turn(images: Array, draws: Array) -> Array:
         return jax.lax.map(lambda row: one(*row), (images, draws))
 
@@ -221,7 +220,7 @@ def _standardize(image: Array, mean: Sequence[float], std: Sequence[float]) -> A
 
 
 def _check(images: Array, positions: Array | None, size: int | None, views: int | None = None) -> None:
-    """Before anything is compiled: `[n, s, s, 3]` for any s, or the given size and number of views."""
+    """Raises `ValueError`, before anything is compiled, unless the images have the size and number of views."""
     side = images.shape[-2:-1] if size is None else (size,)
     wanted = (*images.shape[:1], *((views,) if views else ()), *side, *side, 3)
     if images.dtype != jnp.uint8 or images.shape != wanted:

@@ -1,7 +1,7 @@
-"""Cropping on the host, for sources whose images vary in size: NumPy and OpenCV, no JAX.
+"""Cropping on the host, for sources whose images vary in size: NumPy, OpenCV and PIL, no JAX.
 
-The draws depend on the seed, the example's position in the global stream and the view alone, so that they are the
-same for any number of processes and read threads.
+The draws depend only on the seed, the example's position in the global stream and the view. So they are the same for
+any number of processes and reader threads.
 """
 
 import math
@@ -38,10 +38,11 @@ def random_resized_crop_box(
       ratio: smallest and largest aspect ratio width / height; drawn log-uniformly.
 
     Returns:
-      The first of ten drawn boxes that fits, at a uniform place; else the largest central box with a ratio in
+      The first of ten drawn boxes that fits, at a uniform place; if none fits, the largest central box with a ratio in
       `ratio`.
 
-    Source: torchvision's `RandomResizedCrop.get_params`; the same boxes as `dcjax.data.image_ops.crop_box`.
+    References:
+      torchvision's `RandomResizedCrop.get_params`. `dcjax.data.image_ops.crop_box` gives the same boxes.
     """
     for k in range(ATTEMPTS):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * u[k])
@@ -67,10 +68,10 @@ def crop_resize(
       box: `(top, left, h, w)` in pixels.
       size: side of the result.
       interpolation: one of `INTERPOLATIONS`.
-      out: `[size, size, 3]` uint8, contiguous; the result is written to it.
+      out: `[size, size, 3]` uint8, contiguous, where the result is written; None for a new array.
 
     Returns:
-      `[size, size, 3]` uint8: PIL's antialiased resize of the box, which bicubic comes close to (see `_resize`).
+      `[size, size, 3]` uint8: PIL's antialiased resize of the box, exactly for bilinear and closely for bicubic.
     """
     top, left, h, w = box
     return _resize(image[top : top + h, left : left + w], size, size, interpolation, out)
@@ -86,12 +87,12 @@ def random_crops(
     ratio: tuple[float, float],
     interpolation: str,
 ) -> None:
-    """Independent random resized crops of one image, one per view.
+    """Writes independent random resized crops of one image, one per view.
 
     Args:
       image: `[h, w, 3]` uint8.
-      out: `[views, size, size, 3]` uint8, contiguous; the crops are written to it.
-      seed: of the run.
+      out: `[views, size, size, 3]` uint8, contiguous, where the crops are written.
+      seed: the seed of the crops.
       position: the example's position in the global stream.
       scale, ratio: as in `random_resized_crop_box`.
       interpolation: one of `INTERPOLATIONS`.
@@ -103,7 +104,7 @@ def random_crops(
 
 def view_draws(seed: int, position: int) -> list[list[float]]:
     """The uniform numbers of both views of one example, `[2][DRAWS]`."""
-    # Philox is keyed, not seeded: two keys give unrelated streams without hashing, and a generator is cheap to make.
+    # Philox takes a key: two keys give unrelated streams without hashing, and a generator is cheap to make.
     key = np.array([seed % 2**64, position], np.uint64)
     return np.random.Generator(np.random.Philox(key=key)).random((2, DRAWS)).tolist()
 
@@ -111,7 +112,7 @@ def view_draws(seed: int, position: int) -> list[list[float]]:
 def center_crop(
     image: UInt8[np.ndarray, "h w 3"], size: int, *, interpolation: str
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The crop for evaluation: the shorter side resized to 256/224 of `size`, then the central `[size, size, 3]`.
+    """The crop for evaluation: resizes the shorter side to 256/224 of `size` and takes the central `[size, size, 3]`.
 
     Args:
       image: `[h, w, 3]` uint8.
@@ -122,7 +123,7 @@ def center_crop(
       `[size, size, 3]` uint8, contiguous.
 
     References:
-      Section 4 of the paper (256 and 224); the rounding is that of torchvision's `Resize` and `CenterCrop`.
+      Section 4 of the paper (256 and 224). Rounds as torchvision's `Resize` and `CenterCrop` do.
     """
     height, width = image.shape[:2]
     short = round(size * 256 / 224)
@@ -135,7 +136,7 @@ def center_crop(
 def _resize(
     image: np.ndarray, height: int, width: int, interpolation: str, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """PIL's antialiased resize; the bicubic one comes close to it at the speed of OpenCV's, which aliases."""
+    """PIL's antialiased bilinear resize, or a bicubic one close to PIL's at the speed of OpenCV's, which aliases."""
     if interpolation == "bilinear":
         resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BILINEAR)
         if out is None:
@@ -146,8 +147,8 @@ def _resize(
     if min(scales) > 1 and max(scales) > 7 / 3:
         return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA)
     if max(scales) > 1:
-        # PIL widens its kernel by the scale. A low pass of three taps before a kernel of fixed width comes nearest to
-        # that with outer taps of (scale - 1) / 4: on photographs nearer than averaging areas, in half of its time.
+        # PIL widens its kernel by the scale. A low pass of three taps before a fixed kernel comes nearest to that with
+        # outer taps of (scale - 1) / 4. On photographs it is nearer than the mean over areas, in half the time.
         outer = [min(max((scale - 1) / 4, 0), 1 / 3) for scale in scales]
         rows, columns = (np.array([k, 1 - 2 * k, k], np.float32) for k in outer)
         image = cv2.sepFilter2D(image, -1, columns, rows, borderType=cv2.BORDER_REPLICATE)

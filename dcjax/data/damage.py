@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: counted, named once, replaced, and no longer tolerated when they are many."""
+"""Damaged images: a source that counts them, names each once, and gives the next readable image instead."""
 
 import logging
 import threading
@@ -11,18 +11,17 @@ from dcjax.runtime.errors import SettingError, some
 
 
 class TolerantSource:
-    """A source that gives the next image that can be decoded in place of a damaged one.
+    """A source that gives the next readable image in place of a damaged one.
 
-    What stands in for an image is the same at any time and in any process, and in any `Subset` of this source. Each
-    process counts the damaged images that it meets, from its start, and logs each of them once.
+    The replacement is the same at any time, in any process and in any `Subset` of this source. Each process counts the
+    damaged images that it has met and logs each of them once. A read that finds too many raises `SettingError`.
 
     Args:
       source: the images.
-      max_damaged: the share of the images that may be damaged, from 0 to below 1. A read that finds more of them raises
-        `SettingError`.
+      max_damaged: the share of the images that may be damaged, from 0 to below 1.
 
     Raises:
-      ValueError: another share.
+      ValueError: the share is out of its range.
     """
 
     def __init__(self, source: Source, max_damaged: float):
@@ -38,7 +37,7 @@ class TolerantSource:
         return len(self._source)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        while True:  # to the first image that is not damaged, or one too many that is
+        while True:  # ends at a readable image, or at one damaged image too many
             try:
                 return self._source[i]
             except DamagedImageError as error:

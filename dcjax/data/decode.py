@@ -1,4 +1,4 @@
-"""Decoding of image files on the host."""
+"""Decoding of image files on the host, with simplejpeg and OpenCV."""
 
 import cv2
 import numpy as np
@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 
 from dcjax.runtime.errors import SettingError
 
-JPEG = b"\xff\xd8"  # how such a file begins
+JPEG = b"\xff\xd8"  # the first bytes of such a file
 
 
 class DamagedImageError(SettingError):
@@ -15,22 +15,22 @@ class DamagedImageError(SettingError):
 
 
 def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
-    """An encoded image (JPEG, PNG, ...) as uint8 RGB `[h, w, 3]`.
+    """Decodes an image file (JPEG, PNG, BMP or WebP) to uint8 RGB `[h, w, 3]`.
 
     Args:
       data: the bytes of the file.
-      name: what the error calls the image, such as its path.
+      name: the name of the image in an error, such as its path.
 
     Raises:
-      DamagedImageError: bytes that are not an image, or the beginning of one.
+      DamagedImageError: the bytes are no image, or only the beginning of one.
     """
-    # The orientation that a camera noted is ignored, as PIL and with it torchvision's image folders do: the published
-    # numbers are of the images as they are stored.
+    # The orientation that a camera noted is ignored, as torchvision's image folders ignore it: published numbers come
+    # from the images as they are stored.
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     if data.startswith(JPEG):
-        try:  # the same pixels as OpenCV's, a tenth sooner
+        try:  # gives the same pixels as OpenCV in a tenth less time
             return simplejpeg.decode_jpeg(data)
-        except ValueError:  # damaged, or of a kind that OpenCV alone knows, such as CMYK
+        except ValueError:  # a damaged file, or a kind that only OpenCV reads, such as CMYK
             pass
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
@@ -46,10 +46,10 @@ def decode(data: bytes, name: str) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def cut_short(data: bytes) -> bool:
-    """Whether a JPEG or PNG file ends before its image does; OpenCV would fill up what is missing with grey.
+    """Whether a JPEG or PNG file ends before its image does; OpenCV would fill the missing part with grey.
 
-    In the data of a JPEG's scan a byte 255 is followed by 0, so both markers can only be what they are: an image whose
-    last scan starts after the last end is not whole. (A thumbnail inside has its own end, but comes before the scan.)
+    A JPEG is cut short if its last start of a scan (FF DA) comes after its last end of image (FF D9). Neither marker
+    occurs inside of a scan's data, where FF is followed by 00. A thumbnail has its own end, but comes before the scan.
     """
     if data.startswith(JPEG):
         return data.find(b"\xff\xda", max(data.rfind(b"\xff\xd9"), 0)) >= 0

@@ -1,4 +1,4 @@
-"""Images of one size: checked, kept in memory, and read many at once."""
+"""Images of one size: a source that checks the size, keeps the images in memory and reads many at once."""
 
 from collections.abc import Callable
 
@@ -13,13 +13,14 @@ ReadMany = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class FixedSizeImages:
-    """A source of images of one size, which stay in memory once they are read, where all fit into `KEEP_BYTES`.
+    """A source of images of one size. If all of them fit into `KEEP_BYTES`, each stays in memory once it was read.
 
-    Loaders read it (and a `Subset` of it) by `read_many`, and share what it keeps; that goes when this object does.
+    All loaders of this object, or of a `Subset` of it, share these images. A read of an image of another size raises
+    `SettingError`.
 
     Args:
       source: the images.
-      stored_size: the side of each in pixels. A read that meets another raises `SettingError`.
+      stored_size: the side of every image in pixels.
     """
 
     def __init__(self, source: Source, stored_size: int):
@@ -27,7 +28,7 @@ class FixedSizeImages:
         self.stored_size = stored_size
         self._source = source
         self._keeps = len(source) * stored_size**2 * 3 <= KEEP_BYTES
-        # Memory that is not touched is not taken: a run that stops in its first epoch holds what it has read.
+        # The system gives memory only when it is written to, so unread images take none.
         self._images, self._labels = self._empty(len(source) if self._keeps else 0)
         self._filled = np.zeros(len(source), bool)
 
@@ -42,13 +43,13 @@ class FixedSizeImages:
         return self._source.image_name(i)
 
     def read_many(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The images `[b, s, s, 3]` uint8 and labels `[b]` int32 of some indices `[b]`, as copies."""
+        """Copies of the images, uint8 `[b, s, s, 3]`, and the labels, int32 `[b]`, at some indices `[b]`."""
         if not self._keeps:
             images, labels = self._empty(len(indices))
             for j, i in enumerate(indices.tolist()):
                 images[j], labels[j] = self._read(i)
             return images, labels
-        # No lock: threads that meet at an image write the same bytes, and `filled` is set only after them.
+        # No lock is needed: threads that meet at an image write the same bytes, and set `_filled` only afterwards.
         for i in indices[~self._filled[indices]].tolist():
             self._images[i], self._labels[i] = self._read(i)
             self._filled[i] = True
@@ -69,11 +70,13 @@ class FixedSizeImages:
         return image, label
 
 
-def read_many(source: Source, stored_size: int) -> ReadMany:
-    """The `FixedSizeImages.read_many` of a source, of the whole behind a subset, or of a source that is neither.
+def whole_image_reader(source: Source, stored_size: int) -> ReadMany:
+    """A function from indices `[b]` to images and labels, as `FixedSizeImages.read_many` gives them.
+
+    A subset reads through to the `FixedSizeImages` behind it; any other source is wrapped in one.
 
     Raises:
-      ValueError: the source's images have another size.
+      ValueError: the source is of images of another size.
     """
     whole = source.whole if isinstance(source, Subset) else source
     if not isinstance(whole, FixedSizeImages):

@@ -1,11 +1,10 @@
-"""Operations on one float image with colours in [0, 1], pure JAX; `dcjax.data.augment` composes them.
+"""Operations in JAX on one float image with colours in [0, 1]; `dcjax.data.augment` composes them.
 
-Images are planar, `[3, h, w]`: rows of one colour lie together in memory, so XLA computes them as vectors. Stored with
-the colours last they take ten times as long on CPU.
+Images are planar, `[3, h, w]`: rows of one colour lie together in memory, so XLA computes them as vectors. With the
+colours last the operations take ten times as long on CPU.
 
-The formulas are torchvision's, the resampler's are PIL's: a recipe means what it means there. Nothing is rounded back
-to 8 bits between two operations: that rounding belongs to an image library's storage and would only quantise the
-views.
+The formulas are torchvision's, and PIL's for the resize, so that a recipe means the same here. Nothing is rounded to 8
+bits between two operations: image libraries round only because they store bytes.
 """
 
 import functools
@@ -35,15 +34,16 @@ def crop_box(
 ) -> Int[Array, "4"]:
     """Box `(top, left, h, w)` of a random resized crop, in whole pixels.
 
-    Ten attempts draw an area (share of the image, uniform in `scale`) and an aspect ratio (log-uniform in `ratio`);
-    the first box that fits gets a uniform place. If none fits: the largest central box whose ratio lies in `ratio`.
+    Ten attempts draw an area (share of the image, uniform in `scale`) and an aspect ratio (log-uniform in `ratio`).
+    The first box that fits gets a uniform place. If none fits, it is the largest central box with a ratio in `ratio`.
 
     Args:
       u: `[2 * ATTEMPTS + 2]` uniform numbers: areas, ratios, top, left.
-      height, width: of the image.
+      height, width: height and width of the image.
       scale, ratio: (low, high) of the area and of the ratio width / height.
 
-    Source: torchvision's `RandomResizedCrop.get_params`.
+    References:
+      torchvision's `RandomResizedCrop.get_params`.
     """
     areas = height * width * (scale[0] + (scale[1] - scale[0]) * u[:ATTEMPTS])
     low, high = math.log(ratio[0]), math.log(ratio[1])
@@ -54,7 +54,7 @@ def crop_box(
     first = jnp.argmax(fits)
     h = hs[first]
     w = ws[first]
-    # u < 1 in float32 keeps the product below the number of places.
+    # Since u < 1 in float32, the product stays below the number of places.
     top = jnp.floor(u[2 * ATTEMPTS] * (height - h + 1).astype(jnp.float32)).astype(jnp.int32)
     left = jnp.floor(u[2 * ATTEMPTS + 1] * (width - w + 1).astype(jnp.float32)).astype(jnp.int32)
     return jnp.where(fits[first], jnp.stack([top, left, h, w]), _central_box(height, width, ratio))
@@ -70,7 +70,7 @@ def _central_box(height: int, width: int, ratio: tuple[float, float]) -> Array:
 
 
 def resized_crop(image: Image, box: Int[Array, "4"], *, size: int, interpolation: str) -> Float[Array, "3 size size"]:
-    """The box of the image, resized to `[3, size, size]` by antialiased interpolation and clipped to [0, 1].
+    """Resizes a box of the image to `[3, size, size]` by antialiased interpolation, and clips it to [0, 1].
 
     Args:
       image: `[3, h, w]` in [0, 1].
@@ -79,7 +79,7 @@ def resized_crop(image: Image, box: Int[Array, "4"], *, size: int, interpolation
       interpolation: a key of `KERNELS`.
 
     References:
-      PIL's resize of the cropped image, and torchvision's with antialiasing; bicubic: Keys (1981) with a = -0.5.
+      PIL's resize of the cropped image, which is torchvision's with antialiasing; Keys (1981), a = -0.5, for bicubic.
     """
     top, left, h, w = box
     kernel = KERNELS[interpolation]
@@ -102,15 +102,15 @@ def _cubic(x: Array) -> Array:
     return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
 
 
-# By name, functions of the distance from the output's centre. `crops.INTERPOLATIONS` lists the same names.
+# Name to a function of the distance from the output's centre. `crops.INTERPOLATIONS` lists the same names.
 KERNELS: dict[str, Callable[[Array], Array]] = {"bilinear": _linear, "bicubic": _cubic}
 
 
 def _weights(kernel: Callable[[Array], Array], start: Array, extent: Array, inputs: int, outputs: int) -> Array:
     """Weights `[outputs, inputs]` of one axis. Pixels outside the crop weigh 0, so that the shape stays static."""
-    # Distance of pixel centre i + 1/2 from output centre (o + 1/2) * extent / outputs, in units of an input pixel when
-    # enlarging and of an output pixel when shrinking: the kernel widens to the pixels that one output stands for. Two
-    # float32 centres would lose the digits that their difference needs; the integers lose none.
+    # The distance of pixel centre i + 1/2 from output centre (o + 1/2) * extent / outputs, in units of an input pixel
+    # when enlarging and of an output pixel when shrinking, so that the kernel widens to all pixels of an output. The
+    # integers are exact; two float32 centres would lose the digits that their difference needs.
     pixels = jnp.arange(inputs, dtype=jnp.int32)[None, :] - start
     distance = (2 * pixels + 1) * outputs - (2 * jnp.arange(outputs, dtype=jnp.int32)[:, None] + 1) * extent
     x = jnp.abs(distance).astype(jnp.float32) / (2 * jnp.maximum(extent, outputs)).astype(jnp.float32)
@@ -127,9 +127,10 @@ def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
       radius: taps on either side; static, and below both sides of the image.
 
     Raises:
-      ValueError: an image too small to be reflected.
+      ValueError: the image is too small to be reflected.
 
-    Source: torchvision's `gaussian_blur`.
+    References:
+      torchvision's `gaussian_blur`.
     """
     height, width = image.shape[1:]
     if radius >= min(height, width):
@@ -142,7 +143,7 @@ def gaussian_blur(image: Image, sigma: Scalar, *, radius: int) -> Image:
 def _convolve(image: Array, taps: Array, *, axis: int) -> Array:
     radius, size = len(taps) // 2, image.shape[axis]
     padding = [(radius, radius) if i == axis else (0, 0) for i in range(3)]
-    # Without the barrier XLA merges what comes before into the sum and computes it anew for every tap.
+    # Without the barrier XLA merges the operations before it into the sum and computes them again for every tap.
     padded = jax.lax.optimization_barrier(jnp.pad(image, padding, mode="reflect"))
     total = taps[0] * jax.lax.slice_in_dim(padded, 0, size, axis=axis)
     for k in range(1, len(taps)):
@@ -154,7 +155,7 @@ def _convolve(image: Array, taps: Array, *, axis: int) -> Array:
 
 
 def luminance(image: Image) -> Float[Array, "1 h w"]:
-    """Grey value of every pixel, `[1, h, w]`; the weights are those of ITU-R BT.601, as torchvision rounds them."""
+    """Grey value of every pixel, `[1, h, w]`, with the weights of ITU-R BT.601 as torchvision rounds them."""
     return 0.2989 * image[0:1] + 0.587 * image[1:2] + 0.114 * image[2:3]
 
 
@@ -164,19 +165,19 @@ def grayscale(image: Image) -> Image:
 
 
 def adjust_brightness(image: Image, factor: Scalar) -> Image:
-    """Every colour times `factor`, clipped to [0, 1]. Source: torchvision's `adjust_brightness`."""
+    """Multiplies every colour by `factor` and clips it to [0, 1], as torchvision's `adjust_brightness`."""
     return jnp.clip(factor * image, 0.0, 1.0)
 
 
 def adjust_contrast(image: Image, factor: Scalar) -> Image:
-    """Distance to the image's mean grey value times `factor`, clipped. Source: torchvision's `adjust_contrast`."""
-    # Rows first: XLA adds up a row of sums as a vector, and a whole image number by number.
+    """Multiplies the distance to the mean grey value by `factor` and clips, as torchvision's `adjust_contrast`."""
+    # The rows are summed first: XLA then adds vectors, where a sum over the whole image goes number by number.
     total = jnp.sum(jnp.sum(luminance(image), axis=1))
     return _blend(image, total / (image.shape[1] * image.shape[2]), factor)
 
 
 def adjust_saturation(image: Image, factor: Scalar) -> Image:
-    """Distance to each pixel's grey value times `factor`, clipped. Source: torchvision's `adjust_saturation`."""
+    """Multiplies the distance to a pixel's grey value by `factor` and clips, as torchvision's `adjust_saturation`."""
     return _blend(image, luminance(image), factor)
 
 
@@ -185,18 +186,17 @@ def _blend(image: Array, other: Array, factor: Scalar) -> Array:
 
 
 def adjust_hue(image: Image, shift: Scalar) -> Image:
-    """Hue turned by `shift` turns of the colour circle, saturation and value (HSV) kept.
+    """Turns the hue by `shift` turns of the colour circle and keeps saturation and value (HSV).
 
-    The largest channel and the chroma do not change with the hue, so the way back from HSV needs no saturation: each
-    channel is a piecewise linear function of the hue between the smallest and the largest one. Equal to torchvision's
-    `adjust_hue`.
+    The largest channel and the chroma do not change with the hue, so each new channel is a piecewise linear function of
+    the hue, between the smallest and the largest channel. The result is that of torchvision's `adjust_hue`.
     """
     r, g, b = image
     value = jnp.maximum(jnp.maximum(r, g), b)
     chroma = value - jnp.minimum(jnp.minimum(r, g), b)
-    inverse = 1.0 / jnp.maximum(chroma, 1e-6)  # below that the pixel is grey, whatever its hue
-    # Which channel is largest is asked by order, never by `value == r`: XLA may compute a colour twice, fused in two
-    # ways, and then no channel equals the maximum. A wrong answer between two nearly equal channels gives the same hue.
+    inverse = 1.0 / jnp.maximum(chroma, 1e-6)  # a pixel of less chroma is grey, whatever its hue
+    # The largest channel is found by order and not by `value == r`: XLA may compute a colour twice, fused in two ways,
+    # and then no channel equals the maximum. If two channels are nearly equal, either one gives the same hue.
     red = (g - b) * inverse
     green = 2.0 + (b - r) * inverse
     blue = 4.0 + (r - g) * inverse
@@ -213,15 +213,16 @@ def adjust_hue(image: Image, shift: Scalar) -> Image:
 def color_jitter(
     image: Image, u: Float[Array, "8"], *, brightness: float, contrast: float, saturation: float, hue: float
 ) -> Image:
-    """Brightness, contrast, saturation and hue, each by a random amount, in a uniformly random order.
+    """Changes brightness, contrast, saturation and hue by random amounts, in a uniformly random order.
 
     Args:
       image: `[3, h, w]` in [0, 1].
-      u: `[8]` uniform numbers: four amounts, then four whose order is the order of the operations.
+      u: `[8]` uniform numbers: four amounts, then four numbers whose order is the order of the operations.
       brightness, contrast, saturation: static strength `b`; the factor is U[max(0, 1 - b), 1 + b]; 0 leaves it out.
       hue: static strength `h`; the shift is U[-h, h] turns; 0 leaves it out.
 
-    Source: torchvision's `ColorJitter`.
+    References:
+      torchvision's `ColorJitter`.
     """
     operations: list[Callable[[Array], Array]] = []
     times = []
@@ -236,7 +237,7 @@ def color_jitter(
     if not operations:
         return image
     order = jnp.argsort(jnp.stack(times))
-    # One operation a turn. Where `vmap` makes the switch compute them all and select, that is still one pass a turn.
+    # Each turn applies one operation. Even where `vmap` makes the switch compute all of them, that is one pass a turn.
     return jax.lax.fori_loop(0, len(operations), lambda i, x: jax.lax.switch(order[i], operations, x), image)
 
 
@@ -246,5 +247,5 @@ def _factor(strength: float, u: Array) -> Array:
 
 
 def solarize(image: Image) -> Image:
-    """Colours of 0.5 and above inverted. Source: torchvision's `solarize` at threshold 0.5."""
+    """Inverts colours of 0.5 and above, as torchvision's `solarize` at threshold 0.5."""
     return jnp.where(image >= 0.5, 1.0 - image, image)

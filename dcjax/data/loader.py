@@ -1,4 +1,4 @@
-"""Batches of host arrays: an endless shuffled stream to train on, and one exact pass to evaluate on."""
+"""Batches of host arrays: an endless shuffled stream for training, and one exact pass for evaluation."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,19 +9,19 @@ import numpy as np
 from dcjax.data import crops
 from dcjax.data.assembly import Assembly, Batch, SharedBatch, chunk_of
 from dcjax.data.crops import check_interpolation
-from dcjax.data.fixed_size import read_many
+from dcjax.data.fixed_size import whole_image_reader
 from dcjax.data.order import endless_order
 from dcjax.data.sources.base import Source
 
-# Images that one thread reads at a time: those of one size, which are copied, and those of many, which are decoded.
-COPY_CHUNK = 64
-DECODE_CHUNK = 16
+# Images that one thread reads at a time.
+COPY_CHUNK = 64  # of one size, copied from memory
+DECODE_CHUNK = 16  # of many sizes, decoded and cropped
 
 
 class TrainLoader:
     """An endless iterator over one process's share of the global batches; its whole state is the global step.
 
-    Made by `train_loader`. `step` is the number of the batch that comes next.
+    `train_loader` makes it. `step` is the number of the next batch.
     """
 
     def __init__(self, chunks: Any, per_batch: int):
@@ -36,23 +36,23 @@ class TrainLoader:
         try:
             parts = [next(self._chunks) for _ in range(self._per_batch)]
         except BaseException:
-            # What was read ahead no longer fits the step: the next call starts again at this batch.
+            # Some chunks of this batch are used up, so the next call has to start again at the batch's first.
             self.seek(self.step)
             raise
         self.step += 1
         return parts[0].arrays  # the chunks' common batch
 
     def seek(self, step: int) -> None:
-        """Go to a place in the stream.
+        """Goes to a place in the stream.
 
         Args:
-          step: the global batch, from 0, that the next call to `next` returns.
+          step: the number, from 0, of the global batch that comes next.
         """
         self._chunks.set_state({"next_index": step * self._per_batch})
         self.step = step
 
     def close(self) -> None:
-        """Stop reading ahead; the loader cannot be used afterwards."""
+        """Stops reading ahead. The loader cannot be used afterwards."""
         self._chunks.close()
 
 
@@ -72,35 +72,36 @@ def train_loader(
     threads: int,
     prefetch: int,
 ) -> TrainLoader:
-    """Endless shuffled batches: every image once per epoch, in an order that depends on the seed and the epoch alone.
+    """Endless shuffled batches: every image once per epoch, in an order that depends only on the seed and the epoch.
 
-    The global batch `k` is the positions `[k * batch_size, (k + 1) * batch_size)` of one stream, whatever the number of
-    processes; process `p` of `n` gets the positions that are `p` modulo `n`.
+    With any number of processes, the global batch `k` holds the positions `[k * batch_size, (k + 1) * batch_size)` of
+    one stream; process `p` of `n` gets the positions that are `p` modulo `n`.
 
     Args:
       source: the images.
       batch_size: the global batch.
-      seed: seed of the order and of the crops.
+      seed: the seed of the order and of the crops.
       size: side of a crop in pixels.
-      stored_size: side that every image has, where images are passed whole and cropped on the device; 0 to crop here.
+      stored_size: side of every image, if images are passed on whole for the device to crop; 0 to crop them here.
       scale: smallest and largest area of a crop, as a fraction of the image's.
       ratio: smallest and largest width / height of a crop.
-      interpolation: of a crop made here, one of `crops.INTERPOLATIONS`.
+      interpolation: the interpolation of crops made here, one of `crops.INTERPOLATIONS`.
       views: crops per image, 1 or 2.
       process_index: this process.
       process_count: number of processes that share a batch.
       threads: reader threads.
-      prefetch: batches to read ahead, at least; every thread has a chunk of up to 64 images under way.
+      prefetch: batches to read ahead, at least; every thread reads a chunk of up to 64 images.
 
     Returns:
       An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
       one crop of s = `size`) or `[b, 2, size, size, 3]` (two crops); "label" int32 `[b]`, -1 where there is none;
-      "position" uint32 `[b]`, the position in the stream modulo 2**32, from which the device derives its draws. The
-      arrays are to be read only: JAX's CPU device uses them without a copy.
+      "position" uint32 `[b]`, the position in the stream modulo 2**32, from which the device derives its draws. Do not
+      write to the arrays, because JAX's CPU device uses them without a copy.
 
     Raises:
-      ValueError: `batch_size` is not positive or not a multiple of `process_count`, an unknown interpolation, or a
-        source of images of another size. While iterating: an image cannot be read, or has not the stored size.
+      ValueError: `batch_size` is not positive or not a multiple of `process_count`, `views` is neither 1 nor 2, the
+        interpolation is unknown, or the source is of images of another size. Reading a batch raises `SettingError`
+        when an image cannot be read or has another size.
     """
     if views not in (1, 2):
         raise ValueError(f"views = {views}: must be 1 or 2")
@@ -139,24 +140,24 @@ def eval_batches(
     process_count: int = 1,
     threads: int,
 ) -> Iterator[Batch]:
-    """Every image once, in order, in batches of a constant size; the last is filled up with rows that a mask marks.
+    """Every image once, in order, in batches of one size; the last batch is padded, and a mask marks the real rows.
 
-    Every process gets the same number of batches, and its share of a global batch is one run of consecutive images.
+    Every process gets the same number of batches, and its share of a global batch is a run of consecutive images.
 
     Args:
       source: the images.
       batch_size: the global batch.
       size: side of the centre crop in pixels.
-      stored_size: side that every image has, where images are passed whole; 0 to crop.
-      interpolation: of the crop, one of `crops.INTERPOLATIONS`.
+      stored_size: side of every image, if images are passed on whole; 0 to crop them.
+      interpolation: the interpolation of the crop, one of `crops.INTERPOLATIONS`.
       process_index: this process.
       process_count: number of processes that share a batch.
       threads: reader threads.
 
     Returns:
       An iterator over dicts, with b = batch_size / process_count: "image" uint8 `[b, s, s, 3]` (s = `stored_size`, or
-      `size`), "label" int32 `[b]`, "index" int64 `[b]` into the source, "mask" bool `[b]`. Where the mask is false,
-      the image is black and label and index are -1.
+      `size`), "label" int32 `[b]`, "index" int64 `[b]` into the source, "mask" bool `[b]`. In a padding row the mask is
+      false, the image is black, and label and index are -1.
 
     Raises:
       ValueError: as `train_loader`.
@@ -208,9 +209,9 @@ def eval_batches(
 def _reader(
     source: Source, stored_size: int, crop: Callable[[np.ndarray, np.ndarray, int], None]
 ) -> Callable[[np.ndarray, np.ndarray, Batch], None]:
-    """A function from indices and positions `[b]` that fills `b` rows of a batch with whole images or with crops."""
+    """A function of indices `[b]` and positions `[b]` that fills `b` rows of a batch with whole images or crops."""
     if stored_size:
-        read_whole = read_many(source, stored_size)
+        read_whole = whole_image_reader(source, stored_size)
 
         def read(indices: np.ndarray, positions: np.ndarray, rows: Batch) -> None:
             rows["image"][:], rows["label"][:] = read_whole(indices)
@@ -226,10 +227,10 @@ def _reader(
 
 
 def _start(chunks: Any, *, threads: int, ahead: int) -> Any:
-    """Grain's iterator over chunks of a batch, read by threads."""
+    """Grain's iterator over chunks, which threads read."""
     import grain
 
-    # Each thread decodes its own images: threads inside OpenCV as well would only fight over the same cores.
+    # Each thread decodes its own images. With threads inside OpenCV as well, all would compete for the same cores.
     cv2.setNumThreads(0)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     return iter(chunks.to_iter_dataset(options))

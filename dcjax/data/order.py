@@ -7,7 +7,7 @@ import numpy as np
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """A uniformly random permutation of `count` indices, int32 `[count]`, of its own for every seed and epoch."""
+    """A uniformly random permutation of `count` indices, int32 `[count]`; every seed and epoch has its own."""
     return np.random.default_rng((seed % 2**64, epoch)).permutation(np.arange(count, dtype=np.int32))
 
 
@@ -16,10 +16,10 @@ def endless_order(count: int, seed: int, *, process_index: int, process_count: i
 
     Process `p` of `n` gets the positions that are `p` modulo `n`.
     """
-    import grain  # imports JAX, which who only opens a source need not wait for
+    import grain  # imported here because it loads JAX; opening a source alone should stay fast
 
-    # The transformations handle bare indices. Grain's own shuffle is no uniform permutation: of 50,000 images,
-    # neighbours in one epoch and the places of an image in two are correlated by 14 and more standard deviations.
+    # Grain's own shuffle is no uniform permutation: with 50,000 images, neighbours in an epoch, and the places of an
+    # image in two epochs, are correlated by 14 and more standard deviations.
     order = functools.lru_cache(maxsize=3)(functools.partial(epoch_order, count, seed))
     stream = grain.MapDataset.range(count).repeat()
     stream = stream.map_with_index(lambda position, i: (order(position // count)[i], position))

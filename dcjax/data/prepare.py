@@ -4,12 +4,12 @@
     python -m dcjax.data.prepare --folder=/data/imagenet --name=imagenet_320 --data_dir=/data/tfds --resize=320
     python -m dcjax.data.prepare --dataset=imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
 
-The first form turns class folders into an ArrayRecord set that tensorflow-datasets reads, without TensorFlow: the files
-go in as they are. With --resize, an image whose shorter side is longer than that goes in as a smaller JPEG (quality 90,
-no chroma subsampling); smaller images and files that cannot be decoded go in as they are. The third form has
+The first form turns class folders into an ArrayRecord set of tensorflow-datasets, without TensorFlow, and stores the
+files as they are. With --resize, an image with a longer shorter side is stored as a smaller JPEG (quality 90, no chroma
+subsampling); smaller images and files that cannot be decoded are stored as they are. The third form lets
 tensorflow-datasets prepare one of its own sets, which needs TensorFlow once (pip install 'dcjax[prepare]'). Train on
 any of them with --config.data.name=tfds --config.data.dataset=NAME --config.data.dir=DIR.
-An interrupted preparation of class folders goes on where it stopped; only a finished one is found by a run.
+An interrupted preparation of class folders continues when the command is given again; a run finds only finished sets.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from dcjax.runtime.errors import SettingError, did_you_mean, first_line, some
 from dcjax.runtime.files import replace_text
 
 PLAN_FILE = "plan.json"
-METADATA_FILE = "metadata.json"  # TFDS's name for it
+METADATA_FILE = "metadata.json"  # TFDS chose this name
 INCOMPLETE = ".incomplete"
 SHARD_MEGABYTES = 256
 
@@ -49,24 +49,23 @@ def prepare_folder(
 ) -> pathlib.Path:
     """Turns an image folder into an ArrayRecord set that tensorflow-datasets reads; no TensorFlow is needed.
 
-    The bytes of the files stay as they are unless `resize` is given. Each file's path becomes the record's `file_name`.
+    Unless `resize` is given, the bytes of the files are stored as they are. A record's `file_name` is the file's path.
 
     Args:
       folder: `folder/<split>/<class>/...`, or class folders alone for a training split.
-      name: of the new set; letters, digits and underscores.
-      data_dir: where the set is put, as `data_dir/name/version`.
+      name: the name of the new set, in lower-case letters, digits and underscores.
+      data_dir: the folder of the sets; the new one becomes `data_dir/name/version`.
       version: three numbers.
-      shard_megabytes: size of a file on average; every file holds about as many images. The bytes of the images as they
-        are in the folder count, so that files of resized images are smaller.
-      resize: longest shorter side of an image, in pixels; larger ones are stored as `dcjax.data.resize.resized` gives
-        them. None stores every file as it is.
+      shard_megabytes: average size of a file, before the images are resized; all files hold about as many images.
+      resize: most pixels of an image's shorter side; `dcjax.data.resize.resized` makes smaller copies of larger images.
+        None stores every file as it is.
 
     Returns:
       The folder of the set.
 
     Raises:
-      ValueError: a folder without images, a name or version that TFDS does not take, a set of that version that is
-        prepared already, or one that was begun with another `resize`.
+      SettingError: the folder has no images, TFDS does not take the name or the version, the set is prepared already,
+        or its preparation was begun with another `resize`.
     """
     check_identity(name, version)
     if shard_megabytes < 1:
@@ -95,18 +94,18 @@ def prepare_folder(
 
 
 def prepare_dataset(dataset: str, *, data_dir: str | None, manual_dir: str | None) -> pathlib.Path:
-    """Has tensorflow-datasets prepare one of its sets as ArrayRecord.
+    """Lets tensorflow-datasets prepare one of its own sets as ArrayRecord.
 
     Args:
-      dataset: its TFDS name, with a config or a version where wanted.
-      data_dir: where the sets lie; None for TFDS's own folder.
-      manual_dir: where files lie that must be downloaded by hand, as ImageNet's.
+      dataset: the TFDS name, with a config or a version if wanted.
+      data_dir: the folder of the sets; None for TFDS's own.
+      manual_dir: the folder of files that must be downloaded by hand, such as ImageNet's.
 
     Returns:
       The folder of the set.
 
     Raises:
-      ValueError: TensorFlow is missing, TFDS does not know the set, it has no images, or it cannot be prepared.
+      SettingError: TensorFlow is missing, TFDS does not know the set, or the set has no images or cannot be prepared.
     """
     if not importlib.util.find_spec("tensorflow"):
         raise SettingError(
@@ -117,7 +116,7 @@ def prepare_dataset(dataset: str, *, data_dir: str | None, manual_dir: str | Non
 
     try:
         builder: Any = tfds.builder(dataset, data_dir=data_dir, file_format="array_record")
-    except Exception as error:  # whatever TFDS raises for a set that it does not know, or cannot build
+    except Exception as error:  # TFDS does not know the set or cannot build it
         known = tfds.list_builders(with_community_datasets=False)
         hint = did_you_mean(dataset, known)
         raise SettingError(f"--dataset={dataset}: {first_line(error)}{hint}") from error
@@ -131,7 +130,7 @@ def prepare_dataset(dataset: str, *, data_dir: str | None, manual_dir: str | Non
 
 
 def check_identity(name: str, version: str) -> None:
-    """Raises `ValueError` for what TFDS does not take as a name or a version."""
+    """Raises `SettingError` for a name or a version that TFDS does not take."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise SettingError(f"--name must be lower-case letters, digits and underscores, found '{name}'")
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
@@ -142,7 +141,7 @@ def open_splits(folder: str) -> dict[str, FolderSource]:
     """Every split of an image folder, the training split first, with one numbering of the classes.
 
     Raises:
-      ValueError: the folder is missing or holds no images, or a split has no class folders.
+      SettingError: the folder is missing or holds no images, or a split has no class folders.
     """
     sources: dict[str, FolderSource] = {}
     try:
@@ -159,7 +158,7 @@ def open_splits(folder: str) -> dict[str, FolderSource]:
 
 @contextlib.contextmanager
 def alone_in(work: pathlib.Path) -> Iterator[None]:
-    """Raises `ValueError` where another process prepares the same set; its lock ends with it, however it ends."""
+    """Raises `SettingError` if another process prepares the same set. The lock ends with its process in any case."""
     with contextlib.ExitStack() as stack:
         try:
             work.parent.mkdir(parents=True, exist_ok=True)
@@ -181,10 +180,10 @@ def alone_in(work: pathlib.Path) -> Iterator[None]:
 def continue_or_start(
     work: pathlib.Path, fingerprints: dict[str, str], shards: list[Shard], resize: int | None
 ) -> None:
-    """Makes the folder to work in; what an interrupted preparation of the same images left in it stays.
+    """Makes the folder to work in, and keeps the files of an interrupted preparation of the same images.
 
     Raises:
-      ValueError: that preparation had another `resize`, or the folder cannot be written to.
+      SettingError: that preparation had another `resize`, or the folder cannot be written to.
     """
     plan: dict[str, Any] = {"images": fingerprints, "shards": [dataclasses.astuple(shard) for shard in shards]}
     if resize is not None:
@@ -207,11 +206,11 @@ def continue_or_start(
 
 
 def resize_of(folder: pathlib.Path) -> int | None:
-    """The `resize` that a preparation, finished or begun, was given."""
+    """The `resize` of a finished or an interrupted preparation."""
     for file in (METADATA_FILE, PLAN_FILE):
         try:
             return json.loads((folder / file).read_text()).get(RESIZE_KEY)
-        except (OSError, ValueError):  # of a set without it, or of another maker
+        except (OSError, ValueError):  # the set was stored without a resize, or by another program
             continue
     return None
 

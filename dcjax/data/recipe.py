@@ -1,4 +1,4 @@
-"""The settings of the augmentation; `dcjax.data.augment` applies them on the device. No JAX is needed here."""
+"""The settings of the augmentation, without JAX; `dcjax.data.augment` applies them on the device."""
 
 import dataclasses
 import math
@@ -9,26 +9,26 @@ from dcjax.data.crops import check_interpolation
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Settings of the two views; hashable, so that it can be a static argument of `jax.jit`.
+    """The settings of the two views. It is hashable, so that it can be a static argument of `jax.jit`.
 
     Args:
       crop_scale, crop_ratio: smallest and largest area (share of the image) and aspect ratio (width / height) of
         the crop.
-      interpolation: of the crop, "bicubic" or "bilinear", both antialiased.
+      interpolation: the interpolation of the crop, "bicubic" or "bilinear", both antialiased.
       flip, jitter, grayscale: probabilities, equal in both views.
       brightness, contrast, saturation: strength `b`; the factor is drawn from U[max(0, 1 - b), 1 + b].
       hue: strength `h`; the shift is drawn from U[-h, h], in turns of the colour circle.
       blur, solarize: probabilities in view 1 and in view 2.
       blur_sigma: smallest and largest standard deviation of the blur, in pixels.
-      mean, std: per channel, of the normalisation.
+      mean, std: mean and standard deviation of each channel, for the normalisation.
 
     An operation whose probability or strength is 0 is not traced at all. Sequences become tuples of floats.
 
     Raises:
-      ValueError: a value out of its range; the message begins with the field.
+      ValueError: a value is out of its range; the message begins with the field.
 
-    Source: section 4 of the paper; the two-view protocol of BYOL (Grill et al., 2020) and Barlow Twins (Zbontar et
-    al., 2021).
+    References:
+      Section 4 of the paper; the two views of BYOL (Grill et al., 2020) and Barlow Twins (Zbontar et al., 2021).
     """
 
     crop_scale: tuple[float, float]
@@ -49,7 +49,7 @@ class Augmentation:
 
     @classmethod
     def imagenet(cls) -> "Augmentation":
-        """The paper's recipe for ImageNet: asymmetric views of BYOL, with ImageNet's mean and deviation."""
+        """The paper's recipe for ImageNet, with ImageNet's mean and standard deviation."""
         return cls(
             crop_scale=(0.08, 1.0),
             crop_ratio=(3 / 4, 4 / 3),
@@ -70,7 +70,7 @@ class Augmentation:
 
     @classmethod
     def small_images(cls) -> "Augmentation":
-        """`imagenet` for photographs of about 32 to 64 pixels: larger crops, and no blur, as in SimCLR's paper."""
+        """`imagenet` for photographs of 32 to 64 pixels: larger crops and, as in SimCLR's paper, no blur."""
         return dataclasses.replace(cls.imagenet(), crop_scale=(0.2, 1.0), blur=(0.0, 0.0))
 
     def __post_init__(self) -> None:
@@ -98,13 +98,13 @@ class Augmentation:
 
     @property
     def blur_radius(self) -> int:
-        """Taps on either side of the blur's kernel."""
-        # Three standard deviations hold 99.7 % of the kernel. The number of taps has to be static, so it is that of the
-        # largest sigma; for a smaller one the outer taps vanish by themselves.
+        """The number of taps on either side of the blur's kernel."""
+        # Three standard deviations hold 99.7 % of the kernel. The number of taps has to be static, so the largest sigma
+        # determines it; for a smaller sigma the outer taps vanish.
         return math.ceil(3 * self.blur_sigma[1])
 
     def check_size(self, size: int) -> None:
-        """Raises `ValueError` where the blur is too wide for views of `size` pixels."""
+        """Raises `ValueError` if the blur is too wide for views of `size` pixels."""
         right = f"at most {(size - 1) // 3}, since the blur's reach of {self.blur_radius} pixels must be below {size}"
         _require(max(self.blur) <= 0 or self.blur_radius < size, "blur_sigma", self.blur_sigma, right)
 

@@ -1,4 +1,4 @@
-"""The bytes of an image in a prepared set: those of its file, or of a smaller copy that is read and decoded sooner."""
+"""Smaller copies of large images for a prepared set, which are read and decoded faster."""
 
 import logging
 
@@ -9,23 +9,23 @@ from PIL import Image
 
 from dcjax.data.decode import DamagedImageError, decode
 
-# Of PIL's kernels Lanczos changes the crops of ImageNet files least. Quality 90 without chroma subsampling changes them
-# less than 95 with it, in fewer bytes: three of four files have none (experiments/results, "Resized files").
+# Of PIL's kernels, Lanczos changes the crops of ImageNet files least. Quality 90 without chroma subsampling changes
+# them less than 95 with it, in fewer bytes: three of four files have none (experiments/results, "Resized files").
 QUALITY = 90
 ENCODING = f"Lanczos, JPEG of quality {QUALITY}, chroma 4:4:4"
-LONGEST_SIDE = 65_500  # of a JPEG, in libjpeg
+LONGEST_SIDE = 65_500  # the most pixels that libjpeg allows
 
 
 def as_stored(data: bytes, name: str, resize: int | None) -> bytes:
-    """The bytes that preparation stores of an image file.
+    """The bytes that preparation stores for an image file.
 
-    Files that are no images or damaged ones are logged and stored as they are, so that a run finds, names and counts
-    them as it does in the folder.
+    Damaged files, and files that are no images, are logged and stored as they are, so that a run finds, names and
+    counts them as it does in the folder.
 
     Args:
       data: the bytes of the file.
-      name: what the log calls the image, such as its path.
-      resize: most pixels of the shorter side; None for any number.
+      name: the name of the image in the log, such as its path.
+      resize: most pixels of the shorter side; None to resize nothing.
     """
     if not looks_like_an_image(data):
         logging.warning("%s is no JPEG, PNG, BMP or WebP; it goes in as it is", name)
@@ -38,7 +38,7 @@ def as_stored(data: bytes, name: str, resize: int | None) -> bytes:
 
 
 def looks_like_an_image(data: bytes) -> bool:
-    """Whether a file begins as one of the kinds that can be read."""
+    """Whether the first bytes are those of a JPEG, PNG, BMP or WebP file."""
     return data.startswith((b"\xff\xd8", b"\x89PNG", b"BM")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
 
 
@@ -49,13 +49,13 @@ def resized(data: bytes, name: str, side: int) -> bytes:
 
     Args:
       data: the bytes of the file.
-      name: what the error calls the image, such as its path.
+      name: the name of the image in an error, such as its path.
       side: pixels of the shorter side.
 
     Returns:
-      `data` itself where the image is not larger, or so long that its copy would not fit into a JPEG; else a JPEG of
-      the pixels that `decode` gives, resized. It is always RGB and carries no orientation or colour profile:
-      `decode` has applied neither.
+      `data` itself if the image is not larger, or is so long that its copy would not fit into a JPEG. Otherwise an RGB
+      JPEG of the resized pixels of `decode`, without an orientation or a colour profile, neither of which `decode`
+      applies.
 
     Raises:
       DamagedImageError: the image cannot be decoded.
@@ -68,17 +68,17 @@ def resized(data: bytes, name: str, side: int) -> bytes:
 
 
 def encode(image: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """An RGB image as JPEG. OpenCV encodes it, with the exact cosine transform; simplejpeg takes the fast one."""
+    """An RGB image as JPEG. OpenCV encodes with the exact cosine transform, simplejpeg only with the fast one."""
     flags = [cv2.IMWRITE_JPEG_QUALITY, QUALITY, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    flags += [cv2.IMWRITE_JPEG_OPTIMIZE, 1]  # Huffman codes of its own: the same pixels in fewer bytes
+    flags += [cv2.IMWRITE_JPEG_OPTIMIZE, 1]  # the image's own Huffman codes give the same pixels in fewer bytes
     return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), flags)[1].tobytes()
 
 
 def shrink(image: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """An image resized to a shorter side of `side` pixels, its aspect kept to the nearest pixel.
+    """Resizes an image to a shorter side of `side` pixels and keeps its aspect to the nearest pixel.
 
-    PIL's resize widens its kernel by the scale, so that nothing aliases. OpenCV has only one such kernel, the mean over
-    areas, which blurs more.
+    PIL widens its kernel by the scale, so nothing aliases. OpenCV has only one such kernel, the mean over areas, which
+    blurs more.
     """
     height, width = image.shape[:2]
     short = min(height, width)

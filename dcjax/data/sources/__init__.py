@@ -1,4 +1,4 @@
-"""The table of sources of images: one file for each."""
+"""The table of image sources; each source has a file of its own."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from dcjax.runtime.errors import not_known
 
 __all__ = ["SOURCES", "Source", "Subset", "open_source"]
 
-# A row is called with those arguments of `open_source` that it takes.
+# `open_source` calls a row with those of its own arguments that the row takes.
 SOURCES: dict[str, Callable[..., Source]] = {"digits": DigitsSource, "folder": FolderSource, "tfds": TFDSSource}
 
 
@@ -20,8 +20,8 @@ def open_source(name: str, *, split: str, dir: str = "", dataset: str = "", clas
 
     Args:
       name: a key of `SOURCES`.
-      split: which part of the images.
-      dir: where the images are ("folder", "tfds").
+      split: the part of the images, such as "train".
+      dir: the folder of the images ("folder", "tfds").
       dataset: the TFDS name ("tfds").
       classes: for a test split, the class names of the training source ("folder").
 

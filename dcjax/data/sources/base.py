@@ -1,4 +1,4 @@
-"""What a source of images is, and what all of them use."""
+"""The protocol of a source of images, and the helpers that all sources share."""
 
 import hashlib
 import os
@@ -13,9 +13,9 @@ SPLIT_ALIASES = {"val": "validation", "validation": "val"}
 class Source(Protocol):
     """Random access to images and labels.
 
-    Hashable, as objects are unless they define equality. `name` is its name in `SOURCES`; `classes` the class names in
-    label order, empty where there are no labels; `fingerprint` a short hash of what identifies the data, so that a
-    resumed run can tell whether it is the same.
+    `name` is the source's name in `SOURCES`. `classes` holds the class names in label order, and none if there are no
+    labels. `fingerprint` is a short hash that identifies the images, so that a resumed run can tell whether they are
+    the same. Several threads read at a time.
     """
 
     name: str
@@ -27,20 +27,24 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        """Image `i` as uint8 RGB `[h, w, 3]` and its label, -1 where there is none."""
+        """Image `i` as uint8 RGB `[h, w, 3]` and its label, -1 where there is none.
+
+        Raises:
+          DamagedImageError: the image cannot be decoded; `TolerantSource` puts another one in its place.
+        """
         ...
 
     def image_name(self, i: int) -> str:
-        """What a message calls image `i`."""
+        """The name of image `i` in messages, such as its path."""
         ...
 
 
 class Subset:
-    """Some images of a source, e.g. those of a draw of few labels.
+    """Some images of a source, such as those of a draw of few labels.
 
     Args:
-      source: the whole.
-      indices: which of its images, in this order.
+      source: the whole source.
+      indices: the chosen images of it, in this order.
     """
 
     def __init__(self, source: Source, indices: np.ndarray):
@@ -61,10 +65,12 @@ class Subset:
 
 
 def no_such_split(split: str, of: str, known: Iterable[str]) -> ValueError:
+    """The error for a split that a source does not have."""
     return ValueError(f"split = {split!r}: {of} has no such split; known are {', '.join(known)}")
 
 
 def fingerprint(*parts: str) -> str:
+    """A short hash of some strings."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(os.fsencode(part) + b"\0")

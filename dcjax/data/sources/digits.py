@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: the embedded default."""
+"""The handwritten digits that scikit-learn ships, the default that needs no download."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ class DigitsSource:
       split: "train" or "test".
 
     Raises:
-      ValueError: the split is neither.
+      ValueError: the split has another name.
     """
 
     name = "digits"
@@ -21,10 +21,10 @@ class DigitsSource:
     def __init__(self, split: str):
         if split not in ("train", "test"):
             raise no_such_split(split, "digits", ("train", "test"))
-        from sklearn.datasets import load_digits  # scikit-learn takes a second to import
+        from sklearn.datasets import load_digits  # imported here because it takes a second
 
         values, labels = load_digits(return_X_y=True)
-        # Every fifth image of each class tests: no random draw, so no library version can change the split.
+        # Every fifth image of each class is a test image. Without a random draw no library version changes the split.
         by_class = np.argsort(labels, kind="stable")
         test = np.zeros(len(labels), bool)
         test[by_class[::5]] = True

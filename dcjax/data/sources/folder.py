@@ -1,4 +1,4 @@
-"""Image folders: an ImageNet-style tree of class folders, or a flat folder without labels."""
+"""Image folders: a tree of class folders like ImageNet's, or a flat folder without labels."""
 
 import logging
 import os
@@ -11,27 +11,24 @@ from dcjax.data.sources.base import SPLIT_ALIASES, fingerprint
 from dcjax.runtime.errors import SettingError, some
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-
-
 TRAIN_SPLITS = ("train", "training")
-
-
 SPLIT_FOLDERS = (*TRAIN_SPLITS, *SPLIT_ALIASES, "valid", "test")
 
 
 class FolderSource:
     """Image files: `dir/split/<class>/...`; `dir/<class>/...` for the training split; or one folder without classes.
 
-    A class folder may hold further folders. `val` finds `validation` and the reverse. Hidden files are left out.
+    A class folder may hold further folders. The split `val` finds the folder `validation` and the reverse. Hidden files
+    are left out.
 
     Args:
       dir: the folder.
-      split: the folder inside `dir`; "train" is `dir` itself where `dir` has no folder that is named like a split.
+      split: the folder inside `dir`. "train" is `dir` itself if no folder in it is named like a split.
       classes: the training source's class names, so that the labels of a test split mean the same classes.
 
     Raises:
-      ValueError: the folder or the split is missing or holds no image, a class folder holds files of which none is
-        an image, a class is not among `classes`, or images lie beside class folders.
+      ValueError: the folder or the split is missing or holds no image, a class folder holds files but no image, a
+        class is not among `classes`, or images lie beside class folders.
     """
 
     name = "folder"
@@ -52,7 +49,7 @@ class FolderSource:
             self._labels = np.repeat(np.array([index[name] for name in names], np.int32), counts)
         else:
             self.classes = ()
-        # One block of bytes: as separate str objects, the paths of ImageNet would take 130 MB.
+        # The paths are one block of bytes, because those of ImageNet as separate str objects would take 130 MB.
         encoded = [os.fsencode(path) for path in paths]
         self._starts = np.cumsum([0] + [len(path) for path in encoded])
         self._paths = b"".join(encoded)
@@ -72,8 +69,8 @@ class FolderSource:
             with open(path, "rb") as file:
                 data = file.read()
         except OSError as error:
-            # Not a damaged image: what the file system cannot give now it may give later, and another image in its
-            # place would make the stream depend on that.
+            # This is no damaged image: the file system may give it later, and if another image took its place now, the
+            # stream would depend on the moment.
             raise SettingError(f"dir: cannot read {path}: {error.strerror}") from error
         return data, -1 if self._labels is None else int(self._labels[i])
 
@@ -114,7 +111,7 @@ def _scan(top: str) -> tuple[list[str], list[str], list[int]]:
             "move the images into class folders, or point dir at a folder of images alone"
         )
     empty = [name for name in names if not per_class[name]]
-    # A folder with nothing in it is a class of which a subset has no image; one with other files is a mistake.
+    # An empty folder is a class of which a subset of a data set has no image; a folder of other files is a mistake.
     wrong = [name for name in empty if entries(os.path.join(top, name))]
     if wrong:
         raise ValueError(
@@ -138,10 +135,10 @@ def _images_below(folder: str, prefix: str) -> list[str]:
 
 
 def entries(folder: str) -> list[tuple[str, bool]]:
-    """Name of each entry that is not hidden, and whether it is a folder."""
+    """The name of each entry that is not hidden, and whether it is a folder."""
     try:
         with os.scandir(folder) as entries:
-            # What is named like an image is not asked what it is: behind a link, that would be a stat per file.
+            # Entries with an image suffix are listed as files without `is_dir`, which costs a stat for every link.
             return [
                 (entry.name, not _is_image(entry.name) and entry.is_dir())
                 for entry in entries

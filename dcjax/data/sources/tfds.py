@@ -17,28 +17,28 @@ from dcjax.data.sources.folder import entries
 from dcjax.runtime.errors import SettingError, did_you_mean, first_line, some
 
 OTHER_FILES = 512  # files that a process has open besides those of a set
-MANY_FILES = 65_536
-RESIZE_KEY = "dcjax_resize"  # in the metadata of a set that `dcjax.data.prepare` resized
-OPENERS = 32  # files of a set that are opened at a time, where each waits for a network
+MANY_FILES = 65_536  # the limit of open files that is asked for, so that other sets fit too
+RESIZE_KEY = "dcjax_resize"  # the entry in the metadata of a set that `dcjax.data.prepare` resized
+OPENERS = 32  # files that are checked at a time, because on a network each of them waits
 
 
 class TFDSSource:
     """A tensorflow-datasets image set that was prepared as ArrayRecord, read without TensorFlow.
 
     Args:
-      dir: the TFDS folder; empty for `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-      dataset: "name", "name/config" or either with ":version"; the newest prepared version unless given.
+      dir: the TFDS folder; an empty string means `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+      dataset: "name" or "name/config", with ":version" for another version than the newest prepared one.
       split: a split, or a part of one in TFDS's own notation ("train[:10%]").
 
     Raises:
-      ValueError: the set is unknown, not prepared in `dir`, not as ArrayRecord, or without images; or the split is
-        unknown or empty.
+      ValueError: the set is unknown, not prepared in `dir`, damaged, not in ArrayRecord files or without images, or
+        the split is unknown or empty.
     """
 
     name = "tfds"
 
     def __init__(self, dir: str, dataset: str, split: str):
-        import tensorflow_datasets as tfds  # only who reads such a set pays for the import
+        import tensorflow_datasets as tfds  # imported here because only such a set needs it
         from tensorflow_datasets.proto import tf_example_pb2
 
         folder = _prepared_folder(dir, dataset)
@@ -72,15 +72,15 @@ class TFDSSource:
         allow_open_files(len(self._shards))
         check_shards(self._shards)
         with _reading(dataset, folder):
-            # The image is decoded here, and the few fields are read from the protocol buffer itself: TFDS's own way to
-            # NumPy takes a hundred microseconds, during which no other thread runs.
+            # `read` takes the two fields from the protocol buffer: TFDS's own conversion to NumPy takes a hundred
+            # microseconds, during which no other thread runs.
             raw = tfds.decode.DeserializeMethod.RAW_BYTES
             self._records = builder.as_data_source(split, deserialize_method=raw, file_format="array_record")
-        messages: Any = tf_example_pb2  # its classes are made at import, where a type checker sees none
+        messages: Any = tf_example_pb2  # makes its classes at import, which hides them from a type checker
         self._parse = messages.Example.FromString
         self._ends = np.cumsum([shard.take for shard in self._shards])
         self._split = f"{info.full_name} {split}"
-        # Three images stand for all of them; they may be smaller than what others were resized to.
+        # Three images stand for all. The resize is hashed too, since it may have left these three as they were.
         some_images = [hashlib.sha256(self.read(i)[0]).hexdigest() for i in (0, count // 2, count - 1)]
         size = [f"{RESIZE_KEY}={resize}"] if resize else []
         self.fingerprint = fingerprint("tfds", info.full_name, split, str(count), *self.classes, *some_images, *size)
@@ -93,7 +93,7 @@ class TFDSSource:
         return decode(data, self.image_name(i)), label
 
     def read(self, i: int) -> tuple[bytes, int]:
-        """The bytes of image `i` as they were prepared, and its label."""
+        """The stored bytes of image `i`, and its label."""
         try:
             fields = self._parse(self._records[i]).features.feature
             return fields[self._image].bytes_list.value[0], fields["label"].int64_list.value[0] if self.classes else -1
@@ -116,7 +116,7 @@ def _reading(dataset: str, folder: str) -> Iterator[None]:
 
 
 class _Shard(NamedTuple):
-    """A file of a split, and which of its records belong to it."""
+    """A file of the set: `take` of its `count` records, from record `skip` on, belong to the split."""
 
     path: str
     skip: int
@@ -125,7 +125,7 @@ class _Shard(NamedTuple):
 
 
 def check_shards(shards: list[_Shard]) -> None:
-    """Raises `ValueError` for a file that is missing, damaged or cut short, before a run depends on it."""
+    """Raises `ValueError` for files that are missing, damaged or cut short, before a run depends on them."""
     with concurrent.futures.ThreadPoolExecutor(OPENERS) as pool:
         found = pool.map(lambda shard: shard_problem(shard.path, shard.count), shards)
         problems = [problem for problem in found if problem]
@@ -136,7 +136,7 @@ def check_shards(shards: list[_Shard]) -> None:
 
 
 def shard_problem(path: str, count: int) -> str:
-    """What is wrong with a file that should hold `count` records; empty where nothing is."""
+    """The problem of a file that should hold `count` records; an empty string if there is none."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     if not os.path.isfile(path):
@@ -147,19 +147,19 @@ def shard_problem(path: str, count: int) -> str:
         reader.close()
     except Exception as error:  # array_record's own errors have no common type
         return f"{path} cannot be read ({first_line(error)})"
-    # Of a file that was cut short the end is missing, where its index is.
+    # The index of the records is at the end, so a file that was cut short cannot be read or has fewer records.
     return "" if found == count else f"{path} holds {found} records instead of {count}"
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files where `count` more need it: a reader keeps each of its files open.
+    """Lifts this process's limit of open files if `count` more need it, since a reader keeps its files open.
 
     Raises:
-      ValueError: the system's limit is lower.
+      ValueError: the system does not allow so many.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + OTHER_FILES
-    enough = max(wanted, MANY_FILES)  # of other sets too
+    enough = max(wanted, MANY_FILES)
     if soft == resource.RLIM_INFINITY or wanted <= soft:
         return
     if hard != resource.RLIM_INFINITY and wanted > hard:
@@ -171,7 +171,7 @@ def allow_open_files(count: int) -> None:
 
 
 def _prepared_folder(dir: str, dataset: str) -> str:
-    """The folder of the newest (or the named) prepared version. Found by its files, so no code of the set is run."""
+    """The folder of the named or the newest prepared version, found by its files without running code of the set."""
     dir = os.path.expanduser(dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
     name, _, version = dataset.partition(":")
     top = os.path.join(dir, *name.split("/"))
@@ -217,10 +217,10 @@ def _prepared_folder(dir: str, dataset: str) -> str:
 
 
 def _versions(folder: str) -> list[str]:
-    """Prepared versions in a folder, oldest first."""
+    """The prepared versions in a folder, the oldest first."""
     if not os.path.isdir(folder):
         return []
-    # A preparation under way lies beside them under another name.
+    # The folder of an unfinished preparation has another kind of name.
     found = [name for name, _ in entries(folder) if re.fullmatch(r"\d+\.\d+\.\d+", name)]
     found = [name for name in found if os.path.isfile(os.path.join(folder, name, "dataset_info.json"))]
     return sorted(found, key=lambda name: [int(part) for part in name.split(".")])
