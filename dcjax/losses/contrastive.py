@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from dcjax.losses.tile_sums import EMPTY
-from dcjax.losses.tiled import check_mesh, mean_loss, tiled_loss
+from dcjax.losses.tiled import mean_loss, tiled_loss
 
 Rows = Float[Array | np.ndarray, "n d"]
 Scalar = Float[Array, ""]
@@ -85,7 +85,7 @@ def info_nce(
     """
     u, v, temperature = _checked(z, z_prime, temperature)
     if block_size is not None or mesh is not None or axis is not None:
-        return _tiled("info_nce", u, v, temperature, block_size, mesh, axis)
+        return tiled_loss("info_nce", u, v, temperature=temperature, block_size=block_size, mesh=mesh, axis=axis)
     samples = jnp.arange(z.shape[0])
     negatives = _negatives(u, v, samples, temperature)  # [n, n]
     return mean_loss(logsumexp(negatives, axis=1), logsumexp(negatives, axis=0), jnp.sum(u * v, axis=1) / temperature)
@@ -125,7 +125,7 @@ def nt_xent(
     """
     u, v, temperature = _checked(z, z_prime, temperature)
     if block_size is not None or mesh is not None or axis is not None:
-        return _tiled("nt_xent", u, v, temperature, block_size, mesh, axis)
+        return tiled_loss("nt_xent", u, v, temperature=temperature, block_size=block_size, mesh=mesh, axis=axis)
     rows = jnp.concatenate([u, v])  # [2n, d]
     samples = jnp.tile(jnp.arange(z.shape[0]), 2)
     log_u, log_v = jnp.split(logsumexp(_negatives(rows, rows, samples, temperature), axis=1), 2)
@@ -140,19 +140,6 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": 
 def takes_blocks(loss: Callable[..., jax.Array]) -> bool:
     """Whether a loss has the parameters `block_size` and `mesh`, which bound its memory."""
     return {"block_size", "mesh"} <= inspect.signature(loss).parameters.keys()
-
-
-def _tiled(
-    kind: str,
-    u: Float[Array, "n d"],
-    v: Float[Array, "n d"],
-    temperature: float | Scalar,
-    block_size: int | None,
-    mesh: Mesh | None,
-    axis: str | None,
-) -> Scalar:
-    axis = check_mesh(mesh, axis, rows=u.shape[0])
-    return tiled_loss(kind, u, v, temperature=temperature, block_size=block_size, mesh=mesh, axis=axis)
 
 
 def _negatives(

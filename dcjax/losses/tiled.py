@@ -17,27 +17,6 @@ from dcjax.losses.tile_sums import EMPTY, MAX_SPREAD, Side, Tiling, gradients, l
 CPU_BLOCK, ACCELERATOR_BLOCK = 512, 4096
 
 
-def check_mesh(mesh: Mesh | None, axis: str | None, *, rows: int) -> str | None:
-    """The mesh axis to split the rows over.
-
-    Raises:
-      ValueError: the axis has no mesh, is not in it, is None where the mesh has several, or does not divide the rows.
-    """
-    if mesh is None:
-        if axis is not None:
-            raise ValueError(f"axis '{axis}' needs the mesh that it belongs to, found mesh=None")
-        return None
-    if axis is None:
-        if len(mesh.axis_names) != 1:
-            raise ValueError(f"axis must name one of the mesh's axes {mesh.axis_names}, found None")
-        (axis,) = mesh.axis_names
-    if axis not in mesh.axis_names:
-        raise ValueError(f"axis must be one of the mesh's axes {mesh.axis_names}, found '{axis}'")
-    if rows % mesh.shape[axis]:
-        raise ValueError(f"axis '{axis}' must divide the batch, found {mesh.shape[axis]} devices and {rows} rows")
-    return axis
-
-
 def mean_loss(log_u: jax.Array, log_v: jax.Array, positive: jax.Array) -> jax.Array:
     """The mean loss from the log-sums of the negatives.
 
@@ -71,19 +50,21 @@ def tiled_loss(
       temperature: the divisor of the similarities.
       block_size: the most rows and columns of a tile; None for a number that suits the device.
       mesh: the devices that share the rows; None for one device.
-      axis: the mesh axis to split over.
+      axis: the mesh axis to split over; None for the mesh's only one.
 
     Returns:
       The loss, a scalar.
 
     Raises:
-      ValueError: the block size is below 1.
+      ValueError: the block size is below 1, or the axis has no mesh, is not in it, is None where the mesh has several,
+        or does not divide the rows.
     """
+    axis = _checked_axis(mesh, axis, u.shape[0])
     if block_size is None:
         block_size = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, found {block_size}")
-    rows = u.shape[0] if mesh is None or axis is None else u.shape[0] // mesh.shape[axis]
+    rows = u.shape[0] // _size(mesh, axis)
     block = -(-rows // -(-rows // block_size))  # blocks of equal size need less padding
     # Cosines lie in [-1, 1], so logits are within 2 / temperature of their bound; a traced temperature has no value.
     bounded = not isinstance(temperature, jax.Array) and 2 / temperature <= MAX_SPREAD
@@ -137,6 +118,23 @@ def _backward(kind, tiling, mesh, axis, residuals, cotangent):
 
 
 _loss.defvjp(_forward, _backward)
+
+
+def _checked_axis(mesh: Mesh | None, axis: str | None, rows: int) -> str | None:
+    """The mesh axis to split the rows over, named and checked."""
+    if mesh is None:
+        if axis is not None:
+            raise ValueError(f"axis '{axis}' needs the mesh that it belongs to, found mesh=None")
+        return None
+    if axis is None:
+        if len(mesh.axis_names) != 1:
+            raise ValueError(f"axis must name one of the mesh's axes {mesh.axis_names}, found None")
+        (axis,) = mesh.axis_names
+    if axis not in mesh.axis_names:
+        raise ValueError(f"axis must be one of the mesh's axes {mesh.axis_names}, found '{axis}'")
+    if rows % mesh.shape[axis]:
+        raise ValueError(f"axis '{axis}' must divide the batch, found {mesh.shape[axis]} devices and {rows} rows")
+    return axis
 
 
 def _samples(rows: jax.Array, axis: str | None) -> jax.Array:

@@ -8,6 +8,4 @@ from typing import Any
 def accepted(entry: Callable[..., Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the settings that `entry` has a parameter for; of a Linen module these are its attributes."""
     parameters = inspect.signature(entry).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return dict(settings)
     return {name: value for name, value in settings.items() if name in parameters}
