@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dcjax.data import open_source
+from dcjax.models import make_encoder
 from dcjax.runtime.errors import SettingError
 from experiments import run
 from experiments.records import read_result
@@ -88,6 +89,12 @@ def test_two_steps_at_a_real_scale(name, tmp_path, monkeypatch):
     config = make_config(name, "direct", seed=0)
     assert result["config"]["data.image_size"] == config.data.image_size
     assert result["config"]["model.name"] == config.model.name
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_the_width_of_a_scale_is_that_of_its_encoder(name):
+    model = make_config(name, "direct", seed=0).model
+    assert make_encoder(**{**model, "dtype": np.float32}).features == SCALES[name].width
 
 
 def test_the_gpu_scales_are_both_encoders_on_both_data_sets():
