@@ -88,7 +88,7 @@ class Components:
     def eval_batches(self, source: Source, *, batch_size: int | None = None) -> Iterator[Batch]:
         """This process's share of every image once, in order; in batches of `eval_batch_size` unless one is given."""
         data = self.config.data
-        return eval_batches(
+        batches = eval_batches(
             source,
             batch_size=batch_size or self.eval_batch_size,
             size=data.image_size,
@@ -98,6 +98,8 @@ class Components:
             process_count=jax.process_count(),
             threads=data.threads,
         )
+        with section("data"):
+            yield from batches
 
     @property
     def eval_batch_size(self) -> int:
@@ -181,7 +183,8 @@ def build(config: ConfigDict | Config) -> Components:
     least = smallest_image(encoder)
     if data.image_size < least:
         raise SettingError(
-            f"data.image_size must be at least {least} for model.stem '{checked.model.stem}', found {data.image_size}"
+            f"data.image_size must be at least {least} for the encoder '{checked.model.name}' with the stem "
+            f"'{checked.model.stem}', found {data.image_size}"
         )
     with section("augment"):
         augmentation = Augmentation(**dataclasses.asdict(checked.augment))

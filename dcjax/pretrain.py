@@ -68,11 +68,7 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     total_steps, _ = run_lengths(settings, len(source))
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
-    if extend and not holds_checkpoint(workdir):
-        raise SettingError(
-            f"--extend goes on with a run, and --workdir {workdir} holds none; leave it out to begin one"
-        )
-    workdir = open_workdir(workdir)  # last, so that a command that is refused leaves nothing behind
+    workdir = open_workdir(workdir, extend=extend)  # last: a command that is refused leaves nothing behind
 
     # The step, and the state from the checkpoint or from the seed.
     train_step = compile_step(components, optimizer, schedule)
@@ -98,7 +94,8 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     with StopRequest() as stop:  # until the checkpoint is written: a signal may come twice
         try:
             while step < total_steps and not stop.reached(step):
-                batch = to_devices(next(loader), mesh)
+                with section("data"):
+                    batch = to_devices(next(loader), mesh)
                 with jax.transfer_guard("disallow"):  # nothing crosses between host and device unseen
                     state, metrics = train_step(state, batch)
                 step += 1
@@ -346,12 +343,16 @@ def write_spectrum(components: Components, state: TrainState, workdir: pathlib.P
     print(f"dcjax: spectrum of r and z in {workdir / SPECTRUM_PLOT}", flush=True)
 
 
-def open_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
+def open_workdir(workdir: str | os.PathLike[str], *, extend: bool) -> pathlib.Path:
     """The run's folder, made where it is missing.
 
     Raises:
-      SettingError: it cannot be made or written to.
+      SettingError: it cannot be made or written to, or holds no run that could be extended.
     """
+    if extend and not holds_checkpoint(workdir):
+        raise SettingError(
+            f"--extend goes on with a run, and --workdir {workdir} holds none; leave it out to begin one"
+        )
     if "://" in str(workdir):
         raise SettingError(f"--workdir must be a path that every host has mounted, found the address {workdir}")
     path = pathlib.Path(workdir).expanduser().absolute()

@@ -105,7 +105,7 @@ def gpu_scale(encoder: str, data_set: str, *, epochs: int, minutes: str) -> Scal
     width = {"resnet18": 512, "resnet50": 2048}[encoder]
     return Scale(
         description=f"{name} at {size} px, ResNet-{encoder.removeprefix('resnet')} ({width}-d r), {epochs} epochs",
-        base=f"configs/projector.py:{{projector}},{data_set}",
+        base=f"configs/simclr.py:{{projector}},{data_set}",
         width=width,
         changes={
             "model.name": encoder,
@@ -136,7 +136,7 @@ SCALES = {
     ),
     "laptop": Scale(
         description="10,000 training images of CIFAR-10 (JPEG copy) at 16 px, ResNet-17 of width 1/8 (256-d r)",
-        base="configs/projector.py:{projector},cifar10",
+        base="configs/simclr.py:{projector},cifar10",
         width=256,
         changes={
             "model.name": "resnet17",
@@ -174,7 +174,7 @@ SCALES = {
     ),
     "paper": Scale(
         description="ImageNet at 224 px, ResNet-50 (2048-d r), 100 epochs",
-        base="configs/projector.py:{projector},imagenet",
+        base="configs/simclr.py:{projector},imagenet",
         width=2048,
         changes={},
         learning_rates={},

@@ -16,12 +16,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 ARGUMENTS = {
     "quickstart": [""],
     "directclr": ["", ":imagenet", ":folder", ":cifar10", ":tiny_imagenet"],
-    "simclr": ["", ":mlp", ":linear", ":none,cifar10"],
-    "projector": [
+    "simclr": [
+        "",
+        ":none,cifar10",
         *(
             f":{name}"
-            for name in ("none", "orthogonal", "linear", "diagonal", "low_rank", "low_rank_diagonal", "direct")
+            for name in ("none", "orthogonal", "linear", "diagonal", "low_rank", "low_rank_diagonal", "direct", "mlp")
         ),
+        ":random_subset,folder",
         ":mlp,tiny_imagenet",
     ],
 }
@@ -60,7 +62,7 @@ def test_the_papers_recipe():
 def test_arguments_choose_projector_and_data_set():
     config = load_config("configs/simclr.py:linear,cifar10")
     assert (config.projector.name, config.model.name, config.data.image_size) == ("linear", "resnet18", 32)
-    assert load_config("configs/projector.py:orthogonal").projector.name == "orthogonal"
+    assert load_config("configs/simclr.py:orthogonal").projector.name == "orthogonal"
 
 
 def test_configs_are_found_from_anywhere(tmp_path, monkeypatch):

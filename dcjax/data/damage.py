@@ -7,14 +7,14 @@ import numpy as np
 
 from dcjax.data.decode import DamagedImageError
 from dcjax.data.sources.base import Source
-from dcjax.runtime.errors import SettingError, some
+from dcjax.runtime.errors import some
 
 
 class TolerantSource:
     """A source that gives the next readable image in place of a damaged one.
 
     The replacement is the same at any time, in any process and in any `Subset` of this source. Each process counts the
-    damaged images that it has met and logs each of them once. A read that finds too many raises `SettingError`.
+    damaged images that it has met and logs each of them once. A read that finds too many raises `ValueError`.
 
     Args:
       source: the images.
@@ -54,7 +54,7 @@ class TolerantSource:
                 logging.warning("damaged image: %s", error)
             count = len(self._damaged)
             if count > self._max_damaged * len(self):
-                raise SettingError(
+                raise ValueError(
                     f"max_damaged = {self._max_damaged:g}: {count} of the {len(self)} images cannot be decoded: "
                     f"{some(list(self._damaged.values()))}; mend or remove them (the log names all), or allow more"
                 ) from error

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 
 from dcjax.data.sources.base import Source, Subset
-from dcjax.runtime.errors import SettingError
 
 KEEP_BYTES = 2 * 10**9
 
@@ -16,7 +15,7 @@ class FixedSizeImages:
     """A source of images of one size. If all of them fit into `KEEP_BYTES`, each stays in memory once it was read.
 
     All loaders of this object, or of a `Subset` of it, share these images. A read of an image of another size raises
-    `SettingError`.
+    `ValueError`.
 
     Args:
       source: the images.
@@ -63,7 +62,7 @@ class FixedSizeImages:
         side = self.stored_size
         if image.shape != (side, side, 3):
             height, width = image.shape[:2]
-            raise SettingError(
+            raise ValueError(
                 f"stored_size = {side}: every image must be {side} x {side}, but {self.image_name(i)} is "
                 f"{width} x {height}; set it to 0 where sizes vary"
             )

@@ -100,7 +100,7 @@ def train_loader(
 
     Raises:
       ValueError: `batch_size` is not positive or not a multiple of `process_count`, `views` is neither 1 nor 2, the
-        interpolation is unknown, or the source is of images of another size. Reading a batch raises `SettingError`
+        interpolation is unknown, or the source is of images of another size. Reading a batch raises `ValueError`
         when an image cannot be read or has another size.
     """
     if views not in (1, 2):

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -238,10 +238,15 @@ def run_sgd(
     batch_size = components.sgd_batch_size(len(source))
     crops = {"views": 1, "interpolation": settings.interpolation}
     loader = components.train_batches(source, batch_size=batch_size, stream=Stream.PROBE_ORDER, **crops)
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        with section("data"):
+            yield from loader
+
     try:
         return sgd_probe(
             represent,
-            loader,
+            batches(),
             test.r,
             test.labels,
             columns=columns,

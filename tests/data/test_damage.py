@@ -77,11 +77,9 @@ def test_the_next_image_stands_in_for_a_damaged_one(stored_size, caplog):
     assert len(caplog.records) == 3
     assert {record.getMessage() for record in caplog.records} == expected
     message = r"^max_damaged = 0.05: 4 of the 64 images cannot be decoded: numbered image 5: damaged, numbered image 6"
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises(ValueError, match=message):
         evaluate(tolerant(damaged({5, 6, 7, 63})), 16, stored_size)
-    with pytest.raises(
-        SettingError, match=r"^max_damaged = 0: 1 of the 64 images cannot .*: numbered image 9: damaged"
-    ):
+    with pytest.raises(ValueError, match=r"^max_damaged = 0: 1 of the 64 images cannot .*: numbered image 9: damaged"):
         evaluate(tolerant(damaged({9}), max_damaged=0), 16, stored_size)
     with pytest.raises(DamagedImageError, match=r"^numbered image 9: damaged"):  # nothing tolerates it
         evaluate(damaged({9}), 16, stored_size)
@@ -96,5 +94,5 @@ def test_a_share_that_is_none(max_damaged):
 def test_a_source_without_a_readable_image_ends():
     source = Damaged(4)
     source.broken = {0, 1, 2, 3}
-    with pytest.raises(SettingError, match=r"^max_damaged = 0\.99: 4 of the 4 images"):
+    with pytest.raises(ValueError, match=r"^max_damaged = 0\.99: 4 of the 4 images"):
         TolerantSource(source, 0.99)[2]

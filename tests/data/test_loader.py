@@ -17,7 +17,6 @@ from scipy import stats
 
 from dcjax.data import FixedSizeImages, Subset, crops, eval_batches, open_source
 from dcjax.data.order import epoch_order
-from dcjax.runtime.errors import SettingError
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -269,9 +268,9 @@ def test_batch_size_mistakes(make, options, message):
 def test_an_image_of_another_size():
     source = Numbered(20, sides={13: 5})
     message = r"^stored_size = 4: every image must be 4 x 4, but numbered image 13 is 5 x 5; set it to 0 where"
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises(ValueError, match=message):
         stream(source, 5, 4)
-    with pytest.raises(SettingError, match=message):
+    with pytest.raises(ValueError, match=message):
         evaluate(source, 4)
     with pytest.raises(ValueError, match=r"^stored_size = 5: .* a side of 4"):
         evaluate(Subset(FixedSizeImages(source, 4), np.arange(3)), 4, stored_size=5)

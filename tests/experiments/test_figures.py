@@ -14,6 +14,7 @@ from helpers import as_flags, tiny_config, write_images
 
 from dcjax.runtime.errors import InterruptedRunError, SettingError
 from dcjax.toy.statements.claims import Report, vanishes
+from dcjax.toy.statements.plot import Curve, Panel
 from experiments import figure1, figures3_to_6, learning_rate
 from experiments.benchmarks import pretrain_step
 from experiments.records import RESULTS, write_result
@@ -53,7 +54,7 @@ def test_figures_3_to_6_are_four_statements_of_the_toy_models(tmp_path, monkeypa
 
         def statement(*, seed=0):
             check = vanishes("nothing", [0.0], double=1e-2, single=1e-2)
-            return Report("title", "statement", [check], [], lambda path: path.write_bytes(b"figure"))
+            return Report("title", "statement", [check], [], [Panel([Curve([2.0, 1.0])], "x", "y")])
 
         return statement
 

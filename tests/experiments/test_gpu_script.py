@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT, write_images
 
 from dcjax.runtime import cli
+from experiments.benchmarks import pretrain_step
 from experiments.scales import SCALES
 
 SCRIPT = ROOT / "experiments" / "gpu.sh"
@@ -47,6 +48,7 @@ def stops_after_parsing(monkeypatch):
         return stopping
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))
+    monkeypatch.setattr(pretrain_step, "config_from_flags", then_stop(pretrain_step.config_from_flags))
 
 
 def parse(command, monkeypatch):

@@ -51,7 +51,7 @@ def test_every_row_has_a_config(scale):
 def test_the_paper_scale_is_the_recipe():
     for name in ("none", "linear", "mlp", "direct"):
         config = make_config("paper", name, seed=0)
-        assert flatten(config) == flatten(load_config(f"configs/projector.py:{name},imagenet"))
+        assert flatten(config) == flatten(load_config(f"configs/simclr.py:{name},imagenet"))
 
 
 def results_of_two_seeds(tmp_path, rows=("none", "direct")):

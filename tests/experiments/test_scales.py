@@ -11,7 +11,6 @@ import pytest
 
 from dcjax.data import open_source
 from dcjax.models import make_encoder
-from dcjax.runtime.errors import SettingError
 from experiments import run
 from experiments.records import read_result
 from experiments.scales import PAPER_D0, SCALES, make_config, open_data
@@ -122,7 +121,7 @@ def test_tiny_imagenet_is_read_as_its_description_says(tmp_path):
         train = open_source("folder", dir=folder, dataset="", split=config.data.train_split)
         return train, open_source("folder", dir=folder, dataset="", split=config.data.test_split, classes=train.classes)
 
-    with pytest.raises(SettingError, match="images"):  # as unpacked, all of val is one class of that name
+    with pytest.raises(ValueError, match="images"):  # as unpacked, all of val is one class of that name
         sources()
     sort_validation_images(tmp_path)
     train, test = sources()
