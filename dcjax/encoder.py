@@ -124,5 +124,5 @@ def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
     variables = checkpointer.restore_variables(step, replicated(make_mesh(1)))
     checkpointer.close()
     module, _ = make_modules(config, jax.numpy.float32)
-    collections = {name: variables[name]["encoder"] for name in ("params", "batch_stats")}
+    collections = {name: variables[name].get("encoder", {}) for name in ("params", "batch_stats", "constants")}
     return Encoder(module, collections, config, step)

@@ -1,19 +1,23 @@
 """The commands: a mistake gives one clear line and exit status 2, and loses nothing."""
 
+import importlib
 import os
 import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
-from helpers import tiny_config, write_images
+from helpers import new_process, tiny_config, write_images
 
 import dcjax.main
 import dcjax.probe
+from dcjax.__main__ import COMMANDS
 from dcjax.main import main
 from dcjax.pretrain import pretrain
 from dcjax.runtime.errors import SettingError
+from dcjax.schema import KEYS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -144,3 +148,63 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     with pytest.raises(SettingError, match=r"--workdir .*file/run"):
         main(["--config=configs/quickstart.py", f"--workdir={tmp_path / 'file' / 'run'}"])
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+# The command `dcjax`.
+
+
+def test_dcjax_lists_its_commands(tmp_path):
+    done = command("dcjax", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for name, (module, about) in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(about)}$", done.stdout, re.MULTILINE)
+        assert callable(importlib.import_module(module).main)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "a command is missing; known: main, probe, prepare, toy"),
+        (["prob"], "command 'prob' is not known (did you mean 'probe'?)"),
+        (["main"], "--config=FILE is required"),
+        (["probe"], "name one run, as RUN or as --workdir=RUN; found none"),
+        (["probe", "one", "--workdir=two"], "found one and two"),
+        (["probe", "nowhere"], "nowhere holds no checkpoints"),
+        (["toy"], "give a statement"),
+        (["prepare", "--folder=x"], "--name"),
+    ],
+)
+def test_dcjax_starts_its_commands(tmp_path, argv, message):
+    done = command("dcjax", *argv, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_console_script_is_the_same_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"dcjax": "dcjax.__main__:main"}
+
+
+def test_help_lists_every_key(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    for name in KEYS:
+        assert f"--config.{name} " in printed
+
+
+def test_a_run_is_read_without_running_a_config(tmp_path):
+    """The probe's directory may hold anything: no file of it is executed."""
+    pretrain(tiny_config(total_steps=1), tmp_path / "run")
+    hostile = "import pathlib\npathlib.Path('executed').touch()\nraise SystemExit('executed')\n"
+    for name in ("directclr", "quickstart", "simclr", "common", "__init__"):
+        (tmp_path / "configs").mkdir(exist_ok=True)
+        (tmp_path / "configs" / f"{name}.py").write_text(hostile)
+    arguments = ["run", "--features=all", "--labels_per_class=0", "--devices=1"]
+    code = f"import helpers\nfrom dcjax.probe import main\nmain({arguments})"
+    env = new_process(1)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "effective rank" in done.stdout
+    assert not (tmp_path / "executed").exists()
