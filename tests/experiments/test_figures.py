@@ -117,21 +117,27 @@ def search(tmp_path, monkeypatch):
 
 
 def test_the_search_compares_three_rates_on_held_out_images(search, tmp_path):
-    started = search("--rows", "none", "mlp")
+    started = search("--rows", "direct", "mlp")
     assert [(row, float(changes["optimizer.learning_rate"])) for row, changes in started] == [
-        (row, rate) for row in ("none", "mlp") for rate in learning_rate.RATES["laptop"]
+        (row, rate) for row in ("direct", "mlp") for rate in learning_rate.RATES["laptop"]
     ]
     assert all(changes["data.test_split"] == "held_out" for _, changes in started)
     table = json.loads((tmp_path / "learning_rate.json").read_text())
-    assert table == {row: {"1.5": 40.0, "3": 50.0, "6": 40.0} for row in ("none", "mlp")}
+    assert table == {row: {"1.5": 40.0, "3": 50.0, "6": 40.0} for row in ("direct", "mlp")}
     lines = (tmp_path / "learning_rate.md").read_text().splitlines()
-    assert "| SimCLR, no projector | 40.0 | 50.0 | 40.0 |" in lines
+    assert "| DirectCLR | 40.0 | 50.0 | 40.0 |  |" in lines
+
+
+def test_the_search_goes_beyond_an_end_that_was_the_best(search, tmp_path):
+    started = search("--rows", "none")
+    assert [float(changes["optimizer.learning_rate"]) for _, changes in started] == [1.5, 3, 6, 12]
+    assert "12" in json.loads((tmp_path / "learning_rate.json").read_text())["none"]
 
 
 def test_the_search_goes_on_where_a_run_failed(search, tmp_path):
-    with pytest.raises(InterruptedRunError, match="1 of 3 runs are missing"):
+    with pytest.raises(InterruptedRunError, match="1 of 4 runs are missing"):
         search("--rows", "none", failing=[("none", 6.0)])
-    assert json.loads((tmp_path / "learning_rate.json").read_text()) == {"none": {"1.5": 40.0, "3": 50.0}}
+    assert "6" not in json.loads((tmp_path / "learning_rate.json").read_text())["none"]
 
 
 def test_the_search_needs_a_scale_that_holds_images_out(tmp_path):
@@ -141,10 +147,10 @@ def test_the_search_needs_a_scale_that_holds_images_out(tmp_path):
 
 def test_every_run_of_the_search_has_a_config_of_its_own():
     jobs = learning_rate.jobs_of("laptop", learning_rate.CHOSEN_FOR)
-    assert len({job.file() for job in jobs}) == len(jobs) == 24
+    assert len({job.file() for job in jobs}) == len(jobs) == 25
     for job in jobs:
         assert job.config().data.test_split == "held_out"
-        assert job.config().optimizer.learning_rate in learning_rate.RATES["laptop"]
+        assert job.config().optimizer.learning_rate in learning_rate.rates_of("laptop", job.row)
         assert job.file() != Job("laptop", job.row, 0).file()
 
 
