@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 import dcjax
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
@@ -66,13 +68,18 @@ def load_config(spec: str) -> Any:
             if colon and not inspect.signature(get_config).parameters:
                 raise SettingError(f"--config={spec}: this config takes no argument, use --config={path}")
             config = get_config(argument) if colon else get_config()
-            from_keys(flatten(config))
         except SettingError:
             raise
         except ValueError as error:  # a config's own answer to an argument that it does not know
             raise SettingError(f"--config={spec}: {error}") from error
         except Exception as error:
             raise SettingError(f"--config={spec}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise SettingError(f"--config={spec}: get_config() must return a ConfigDict, found {type(config).__name__}")
+    try:
+        from_keys(flatten(config))
+    except SettingError as error:
+        raise SettingError(f"--config={spec}: {error}") from error
     return config.lock()
 
 

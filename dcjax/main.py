@@ -17,6 +17,7 @@ from dcjax.runtime import cli, processes
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, trains, and probes where the config asks for it."""
     parser = cli.Parser(prog="dcjax main", description=__doc__ or "")
+    parser.usage = "dcjax main --config=FILE[:ARGUMENT] [--workdir=RUN] [--config.KEY=VALUE ...]"
     parser.add_argument("--workdir", help="the run's folder (default: runs/CONFIG[-ARGUMENT])")
     parser.add_argument(
         "--extend",
