@@ -1,4 +1,4 @@
-"""What the configs share: the paper's recipe, and how it is fitted to each data set."""
+"""Shared by the configs: the paper's recipe, and its changes for each data set."""
 
 from ml_collections import ConfigDict
 
@@ -14,10 +14,10 @@ def recipe() -> ConfigDict:
 
 
 def small_images(config: ConfigDict, *, dataset: str, size: int, test_split: str) -> None:
-    """ResNet-18 with the small-image stem for a set of fixed-size photographs, on one accelerator or a laptop.
+    """Sets a ResNet-18 with the small-image stem, for photographs of one size, on one accelerator or a laptop.
 
-    The images are of one size, so they stay in memory and are cropped on the device. Blur is left out, as the SimCLR
-    paper does at 32 px; d0 keeps the paper's share of the representation (360 of 2048).
+    Because the images have one size, they stay in memory and are cropped on the device. Blur is left out, as in the
+    SimCLR paper at 32 px; d0 keeps the paper's share of the representation (360 of 2048).
     """
     config.model.name, config.model.stem = "resnet18", "small"
     config.projector.d0 = 90
@@ -35,15 +35,18 @@ def small_images(config: ConfigDict, *, dataset: str, size: int, test_split: str
 
 
 def fit_to_data_set(config: ConfigDict, name: str) -> ConfigDict:
-    """Sets the data, the encoder's stem and the schedule that a data set wants.
+    """Sets the data, the encoder and the schedule for a data set.
 
     Args:
-      config: from `recipe`, changed in place.
+      config: the config of `recipe`, changed in place.
       name: `imagenet`, `folder` (an ImageNet-style folder of photographs of any size), `cifar10` or `tiny_imagenet`.
         The last two read TFDS sets or, with `--config.data.name=folder --config.data.dir=...`, class folders.
 
     Returns:
       The config.
+
+    Raises:
+      ValueError: the data set is not known.
     """
     if name == "imagenet":
         pass
@@ -59,10 +62,14 @@ def fit_to_data_set(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def with_projector(argument: str, *, known: tuple[str, ...]) -> ConfigDict:
-    """The recipe with a projector and a data set from `projector` or `projector,data_set`."""
+    """The recipe for an argument `projector` or `projector,data_set`; the data set is imagenet by default.
+
+    Raises:
+      ValueError: the projector is not among `known`, or the data set is not known.
+    """
     projector, _, data_set = argument.partition(",")
     if projector not in known:
-        raise ValueError(f"projector '{projector}' is not among {', '.join(known)}")
+        raise ValueError(f"projector '{projector}' is not known; known: {', '.join(known)}")
     config = fit_to_data_set(recipe(), data_set or "imagenet")
     config.projector.name = projector
     return config

@@ -3,14 +3,14 @@
 Command:   python -m dcjax.main --config=configs/directclr.py --workdir=runs/directclr
            python -m dcjax.main --config=configs/directclr.py:cifar10 --config.data.name=folder --config.data.dir=DIR
 Argument:  imagenet (default), folder, cifar10, tiny_imagenet
-Hardware:  ImageNet: 32 V100 in the paper, 128 images each; any number of devices that divides the batch. cifar10 and
-           tiny_imagenet (a ResNet-18): one accelerator, or two CPU cores for a short run.
+Hardware:  ImageNet: the paper used 32 V100, 128 images each; any number of devices that divides the batch works.
+           cifar10 and tiny_imagenet (a ResNet-18): one accelerator, or two CPU cores for a short run.
 Time:      ImageNet: about 7 hours of pre-training on those 32 V100 (the authors' run; not measured with this package).
            cifar10, 16 channels, 5 epochs: 40 to 60 minutes on one CPU core.
 Expect:    62.7 % linear top-1 on ImageNet after 100 epochs with d0 = 360 (Table 1 of the paper; not yet reproduced
-           here). cifar10 as in experiments/results/README.md: 55.7 % after 5 epochs on a JPEG copy of the images,
-           untrained 35.2 % (measured with this package). The 200-epoch schedules of cifar10 and tiny_imagenet were not
-           run yet.
+           here). cifar10, as in experiments/results/README.md: 55.7 % after 5 epochs on a JPEG copy of the images;
+           untrained 35.2 % (measured with this package). The 200-epoch schedules of cifar10 and tiny_imagenet have not
+           been run yet.
 """
 
 from configs import common

@@ -3,8 +3,8 @@
 Command:   python -m dcjax.main --config=configs/quickstart.py
 Hardware:  two CPU cores
 Time:      one to two minutes, compilation and probes included
-Expect:    r about 95 % with 10 labels of each class and 98 % with all labels; raw pixels 90 % and 97 %, the untrained
-           encoder 56 % and 76 % (measured with this package: experiments/results/quickstart.json)
+Expect:    about 96 % for r with 10 labels of each class and 99 % with all labels; 90 % and 97.5 % for raw pixels,
+           56 % and 76 % for the untrained encoder (measured with this package: experiments/results/quickstart.json)
 """
 
 from configs import common
@@ -23,8 +23,8 @@ def get_config():
     config.optimizer.warmup_steps = 40
     config.data.update({"name": "digits", "train_split": "train", "test_split": "test"})
     config.data.update({"image_size": 16, "stored_size": 8, "threads": 1})
-    # A digit keeps its meaning under brightness and contrast, not when mirrored; it has no colour and no texture to
-    # blur.
+    # A digit keeps its meaning under changes of brightness and contrast, but not when it is mirrored; it has no colour
+    # and no texture to blur.
     config.augment.update({"crop_scale": (0.4, 1.0), "flip": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0})
     config.augment.update({"blur": (0.0, 0.0), "solarize": (0.0, 0.0), "mean": (0.305,) * 3, "std": (0.376,) * 3})
     config.probe.update({"after_training": True, "cached": True, "labels_per_class": 10})

@@ -1,6 +1,6 @@
 """dcjax: dimensional collapse in contrastive self-supervised learning, in JAX.
 
-Modules are imported when they are first used: `import dcjax` alone loads none of them, nor JAX.
+The modules listed in `__all__` are imported when they are first used; `import dcjax` alone does not load JAX.
 """
 
 import importlib as _importlib
@@ -47,7 +47,7 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
 
 
-# Here and not at the start of a command: `python -m dcjax.toy` loads JAX with its package, before the command runs.
+# Checked here, since the start of a command is too late: `python -m dcjax.toy` first loads JAX with its package.
 _problem = _versions.jax_problem()
 if _problem and _versions.is_command():
     _cli.leave(2, _problem)

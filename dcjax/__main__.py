@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError, unknown_name
 
-# Name: the module whose `main` it is, and a line of help.
+# For each name, the module whose `main` runs the command, and a line of help.
 COMMANDS = {
-    "main": ("dcjax.main", "train an encoder as a config file says, or go on with a run"),
+    "main": ("dcjax.main", "train the encoder of a config file, or resume a run"),
     "probe": ("dcjax.probe", "score the frozen encoder of a run: linear probe, nearest neighbours, effective rank"),
-    "prepare": ("dcjax.data.prepare", "prepare a data set once, from class folders or by TFDS"),
-    "toy": ("dcjax.toy.__main__", "put the theorems and the toy figures of the paper to the test"),
+    "prepare": ("dcjax.data.prepare", "prepare a data set once, from class folders or with TFDS"),
+    "toy": ("dcjax.toy.__main__", "check the theorems and the toy figures of the paper"),
 }
 
 
@@ -23,7 +23,11 @@ def usage() -> str:
 
 
 def start(argv: Sequence[str]) -> None:
-    """Runs the command that the first argument names."""
+    """Runs the command that the first argument names.
+
+    Raises:
+      SettingError: the command is missing or unknown, or it raises this itself.
+    """
     if not argv:
         raise SettingError(f"a command is missing; known: {', '.join(COMMANDS)} (dcjax --help)")
     name, *rest = argv

@@ -1,6 +1,6 @@
-"""The parts that a config describes, built: devices, images and networks, for training and for the probe.
+"""Builds the parts that a config describes (devices, images, networks) for training and for the probe.
 
-With the commands, `pretrain` and the probe's protocol this is where config objects end: everything below takes plain
+Config objects end here, in `pretrain`, in the probe's protocol and in the commands. Everything below takes plain
 keyword arguments and names them in its errors; `section` adds the config's section.
 """
 
@@ -36,7 +36,7 @@ from dcjax.schema import Config, DataConfig, check_config, with_values
 from dcjax.training.checkpoint import open_run
 
 PREFETCH = 2  # batches that the host reads ahead
-EVAL_IMAGES = 128  # that a device encodes at a time: of 224 px, a ResNet-50's activations in float32 take some 3 GB
+EVAL_IMAGES = 128  # images that a device encodes at a time; at 224 px, a ResNet-50's float32 activations take 3 GB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,15 @@ class Components:
     def train_batches(
         self, source: Source, *, batch_size: int, views: int, interpolation: str, stream: Stream
     ) -> TrainLoader:
-        """This process's share of shuffled batches without end, in the order (and with the host crops) of a stream."""
+        """Endless shuffled batches, of which this process gets its share.
+
+        Args:
+          source: the images.
+          batch_size: the global batch.
+          views: crops per image, where they are made on the host.
+          interpolation: the interpolation of these crops.
+          stream: the stream of randomness that fixes the order and these crops.
+        """
         data = self.config.data
         return train_loader(
             source,
@@ -86,7 +94,7 @@ class Components:
         )
 
     def eval_batches(self, source: Source, *, batch_size: int | None = None) -> Iterator[Batch]:
-        """This process's share of every image once, in order; in batches of `eval_batch_size` unless one is given."""
+        """This process's share of batches that hold every image once, in order; `eval_batch_size` is the default."""
         data = self.config.data
         batches = eval_batches(
             source,
@@ -103,11 +111,11 @@ class Components:
 
     @property
     def eval_batch_size(self) -> int:
-        """Images of all devices that are encoded at a time; the last batch is padded."""
+        """Images that all devices together encode at a time; the last batch is padded."""
         return self.config.probe.eval_batch_size or EVAL_IMAGES * self.mesh.size
 
     def normalized(self, images: jax.Array) -> jax.Array:
-        """uint8 images `[n, s, s, 3]` as the encoder takes them, without augmentation."""
+        """Prepares uint8 images `[n, s, s, 3]` for the encoder, without augmentation."""
         return normalize(
             images,
             size=self.config.data.image_size,
@@ -118,12 +126,12 @@ class Components:
 
     @functools.cached_property
     def exact_network(self) -> Network:
-        """The network for evaluation, in float32: bfloat16 would put a floor of noise under a collapsed spectrum."""
+        """The network without its classifier, in float32: bfloat16's noise would hide the collapse of a spectrum."""
         return frozen(self.network, jnp.float32)
 
     @functools.cached_property
     def encode(self) -> Encode:
-        """The frozen network in evaluation mode and full precision, compiled once."""
+        """The frozen network in evaluation mode and full precision, from images to r and z; compiled once."""
 
         def forward(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             with jax.default_matmul_precision("float32"):  # the default is TF32 on a GPU and bfloat16 on a TPU
@@ -133,22 +141,25 @@ class Components:
         return make_encode(forward, self.mesh)
 
     def features(self, variables: Any, source: Source, *, keep: Sequence[str] = ("r",)) -> Features:
-        """The labels of a source's images, and of r and z those that are to be kept."""
+        """The labels of a source's images, and r and z as far as `keep` names them."""
         batches = self.eval_batches(source)
         return extract(self.encode, variables, batches, self.mesh, images=len(source), keep=keep)
 
     def check_labels(self) -> None:
-        """Raises `SettingError` where a probe has nothing to tell apart, or nothing to be tested on."""
+        """Raises `SettingError` if the data cannot be probed: it has fewer than two classes, or no test split."""
         data, classes = self.config.data, self.train_source.classes
         if len(classes) < 2:
             found = f"the single class '{classes[0]}'" if classes else "images without class folders"
             where = f"data.dir {data.dir}" if data.dir else f"data.name '{data.name}'"
-            raise SettingError(f"a probe needs images of two classes or more, {where} holds {found}")
+            raise SettingError(f"a probe needs images of two classes or more, but {where} holds {found}")
         if not data.test_split:
-            raise SettingError("a probe needs a test split, data.test_split is empty")
+            raise SettingError("a probe needs a test split, but data.test_split is empty; name a split")
 
     def sgd_batch_size(self, images: int) -> int:
-        """The batch of the SGD probe: as configured, or of a smaller source what the devices can share evenly.
+        """The batch size of the SGD probe: `probe.batch_size`, or less for a source that is smaller than this.
+
+        Args:
+          images: training images. If they are fewer than a batch, the devices share as many as they can evenly.
 
         Raises:
           SettingError: the devices do not divide `probe.batch_size`.
@@ -161,7 +172,7 @@ class Components:
 
 
 def frozen(network: Network, dtype: Any = None) -> Network:
-    """The network without its classifier, computing in another dtype where one is given."""
+    """The network without its classifier; it computes in `dtype` if one is given."""
     parts: dict[str, Any] = {"encoder": network.encoder, "projector": network.projector}
     if dtype is not None:
         parts = {name: part.clone(dtype=dtype) if hasattr(part, "dtype") else part for name, part in parts.items()}
@@ -172,7 +183,7 @@ def build(config: ConfigDict | Config) -> Components:
     """Opens the data and builds the modules of a config.
 
     Raises:
-      SettingError: any setting that cannot be used, before anything is compiled.
+      SettingError: a setting cannot be used; this is found before anything is compiled.
     """
     checked = check_config(config)
     mesh = make_mesh(checked.devices)
@@ -202,7 +213,16 @@ def build(config: ConfigDict | Config) -> Components:
 
 
 def open_split(data: DataConfig, key: str, *, classes: Sequence[str] = ()) -> Source:
-    """The images of a split, with one count of the damaged ones and one copy in memory for the whole run."""
+    """Opens the images of a split; to be called once, so that a run counts damaged images and caches pixels once.
+
+    Args:
+      data: the section of the config.
+      key: the key that names the split, `train_split` or `test_split`.
+      classes: for the test split, the class names of the training source.
+
+    Raises:
+      SettingError: the source or the split cannot be opened.
+    """
     with section("data"):
         try:
             source = open_source(
@@ -221,7 +241,7 @@ def make_modules(config: Config, dtype: Any = None) -> tuple[Any, Any]:
     """The encoder and the projector of a config, in its compute dtype unless another one is given.
 
     Raises:
-      SettingError: settings that do not fit each other, such as a d0 above the width of r.
+      SettingError: settings contradict each other, such as a d0 above the width of r.
     """
     model, projector = config.model, dataclasses.asdict(config.projector)
     if dtype is None:
@@ -236,10 +256,18 @@ def make_modules(config: Config, dtype: Any = None) -> tuple[Any, Any]:
 def load_run(
     workdir: pathlib.Path, *, data_dir: str | None = None, devices: int = 0
 ) -> tuple[Components, dict[str, Any], int]:
-    """The parts of a trained run, the variables of its last checkpoint, and the step of that.
+    """The parts of a trained run, the variables of its last checkpoint, and the step of this checkpoint.
 
-    The variables are those of the frozen network, in the shapes that were saved: the data may have other classes than
-    those of the run's online classifier, or the run's may have had none.
+    The variables are those of the frozen network in their saved shapes. The online classifier is left out, since the
+    data may have other classes now.
+
+    Args:
+      workdir: the run's folder.
+      data_dir: the folder of the data, if it is not the one in the run's config.
+      devices: how many devices to use; 0 for all.
+
+    Raises:
+      SettingError: the run has no checkpoint, or its config or data cannot be used.
     """
     checkpointer, step = open_run(workdir)
     changes = {"devices": devices, **({} if data_dir is None else {"data.dir": data_dir})}

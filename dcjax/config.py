@@ -1,4 +1,4 @@
-"""Config files, the flags that override them, and the config of a run: all read against `dcjax.schema`."""
+"""Config files, the flags that override them, and the config of a run, all checked against `dcjax.schema`."""
 
 import argparse
 import contextlib
@@ -19,7 +19,7 @@ from dcjax.runtime.files import replace_text
 from dcjax.schema import KEYS, SECTIONS, Config, flatten, from_keys, unknown_key
 
 CONFIG_FILE = "config.json"
-# The length of a run. Another one is another schedule: `dcjax.pretrain.check_length` decides about it.
+# The length of a run. It changes the learning-rate schedule, so `dcjax.pretrain.check_length` decides on a new length.
 LENGTH = ("total_epochs", "total_steps")
 
 
@@ -27,14 +27,14 @@ def find_config(path: str) -> pathlib.Path:
     """The config file that a path names.
 
     Args:
-      path: a path from the working directory, or one like `configs/simclr.py` that ships with the package: beside it in
-        a source tree, inside it in an installed wheel.
+      path: a path from the working directory, or a file like `configs/simclr.py` that ships with the package: it lies
+        beside the package in a source tree, and inside it in an installed wheel.
 
     Returns:
       The existing file.
 
     Raises:
-      SettingError: no such file; the message lists the shipped ones.
+      SettingError: there is no such file; the message lists the shipped ones.
     """
     package = pathlib.Path(dcjax.__file__).parent
     for root in (pathlib.Path(), package, package.parent):
@@ -46,17 +46,18 @@ def find_config(path: str) -> pathlib.Path:
 
 
 def load_config(spec: str) -> Any:
-    """Runs a config file's `get_config`.
+    """Runs the function `get_config` of a config file.
 
     Args:
       spec: `file.py`, or `file.py:argument` where `get_config` takes one.
 
     Returns:
-      The ConfigDict, locked: unknown keys cannot be set. (Its own type makes every access a union of all types.)
+      The ConfigDict, locked so that unknown keys cannot be set. (It is annotated as `Any` because type checkers take
+      every access to a ConfigDict for a union of all types.)
 
     Raises:
-      SettingError: a file that is missing or fails, an argument that it does not know, or a key that it sets and the
-        schema does not have.
+      SettingError: the file is missing or fails, does not know the argument, or sets a key or a value that the schema
+        does not allow.
     """
     path, colon, argument = spec.partition(":")
     file = find_config(path)
@@ -70,7 +71,7 @@ def load_config(spec: str) -> Any:
             config = get_config(argument) if colon else get_config()
         except SettingError:
             raise
-        except ValueError as error:  # a config's own answer to an argument that it does not know
+        except ValueError as error:  # configs raise it for an argument that they do not know
             raise SettingError(f"--config={spec}: {error}") from error
         except Exception as error:
             raise SettingError(f"--config={spec}: {type(error).__name__}: {error}") from error
@@ -112,17 +113,18 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
-    """The config file of a command line with the values of its `--config.KEY` flags, and all flags.
+    """Loads the config file that a command line names and applies the `--config.KEY` flags.
 
     Args:
-      parser: with the flags of `add_config_flags`.
+      parser: a parser with the flags of `add_config_flags`.
       argv: the arguments without the program's name.
 
     Returns:
-      The ConfigDict and the namespace.
+      The ConfigDict, and all flags.
 
     Raises:
-      SettingError: no config, an unknown key or flag, a value that its key cannot have, or what `load_config` raises.
+      SettingError: `--config` is missing, a key or flag is unknown, a key cannot have its value, or `load_config`
+        fails.
     """
     flags, rest = parser.parse_known_args(argv)
     for argument in rest:
@@ -147,16 +149,16 @@ def write_config(workdir: pathlib.Path, config: Config) -> None:
 
 
 def read_config(workdir: pathlib.Path) -> Config:
-    """The config of a run, as its last command had it; nothing is executed.
+    """The config of the last command that trained a run; reading it executes nothing.
 
     Raises:
-      SettingError: `config.json` is missing or damaged, lacks a key, or holds one that the schema does not have.
+      SettingError: `config.json` is missing or damaged, lacks a key, or has one that the schema does not allow.
     """
-    file, remedy = workdir / CONFIG_FILE, "the command that made the run writes it anew"
+    file, remedy = workdir / CONFIG_FILE, "to rewrite it, repeat the command that made the run"
     try:
         values = json.loads(file.read_text())
         if not isinstance(values, dict):
-            raise ValueError("not a table of keys")
+            raise ValueError("not a JSON object")
     except (OSError, ValueError) as error:
         raise SettingError(f"{file} cannot be read ({error}); {remedy}") from error
     return from_saved(values, file, remedy=remedy)
@@ -165,8 +167,13 @@ def read_config(workdir: pathlib.Path) -> Config:
 def from_saved(values: dict[str, Any], file: pathlib.Path, *, remedy: str) -> Config:
     """The config of a run from the nested values that it saved.
 
+    Args:
+      values: the nested values.
+      file: where they were read, for the message.
+      remedy: what to do about an error, for the message.
+
     Raises:
-      SettingError: a key is missing, unknown, or has a value that it cannot have; the message ends with the remedy.
+      SettingError: a key is missing or unknown, or cannot have its value.
     """
     found = flatten(values)
     missing = [name for name in KEYS if name not in found]
@@ -186,7 +193,7 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
       config: the config of the command.
 
     Raises:
-      SettingError: keys that differ, other than those that may change and those in `LENGTH`.
+      SettingError: keys differ that may not change and are not in `LENGTH`.
     """
     old, new = flatten(saved), flatten(config)
     free = {name for name, entry in KEYS.items() if entry.rule.may_change} | set(LENGTH)

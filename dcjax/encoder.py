@@ -1,4 +1,4 @@
-"""A trained encoder without its data set: from a run's checkpoint to representations of one's own images."""
+"""Loads the encoder of a checkpoint, without the data set of its run, to encode other images."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ class Encoder:
     Attributes:
       module: the Linen module, in float32: `module.apply(variables, images, train=False)` takes normalised images
         `[n, s, s, 3]`.
-      variables: its parameters and batch statistics, on the first device.
+      variables: its parameters, batch statistics and constants, on the first device.
       config: the config of its run.
       step: the optimiser steps that it was trained for.
     """
@@ -39,22 +39,22 @@ class Encoder:
     step: int
 
     def encode(self, images: np.ndarray | Sequence[np.ndarray], *, batch_size: int = 128) -> Float[np.ndarray, "n d"]:
-        """Representations of images, with the preprocessing of the run's test images.
+        """Encodes images with the preprocessing of the run's test images.
 
-        Where the run's images are of one size (`data.stored_size`), images of that size are taken whole, and of others
-        the central square is resized to it. Otherwise the shorter side is resized to 256/224 of `data.image_size` and
-        the centre is cropped.
+        If all images of the run have one size (`data.stored_size`), an image of this size is taken whole, and the
+        central square of any other image is resized to it. Otherwise the shorter side is resized to 256/224 of
+        `data.image_size` and the centre is cropped.
 
         Args:
-          images: `[n, h, w, 3]`, or a sequence of images `[h, w, 3]` of any sizes: RGB, uint8, or floats in [0, 1],
-            which are rounded to 8 bits as training images are.
+          images: RGB, `[n, h, w, 3]` or a sequence of images `[h, w, 3]` of any sizes. They are uint8, or floats in
+            [0, 1], which are rounded to 8 bits because training images have 8 bits.
           batch_size: images that are encoded at a time; the last batch is padded.
 
         Returns:
           r, `[n, d]` float32.
 
         Raises:
-          ValueError: images of another shape, dtype or range, or a batch size below 1.
+          ValueError: an image has another shape, dtype or range, or the batch size is below 1.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, found {batch_size}")
@@ -104,16 +104,16 @@ class Encoder:
 
 
 def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
-    """Loads the encoder of a run; its data set is not opened.
+    """Loads the encoder of a run without opening its data set.
 
     Args:
-      run_or_checkpoint: the run's folder, for its last checkpoint, or one of the folders in `checkpoints/`.
+      run_or_checkpoint: the run's folder, for its last checkpoint, or one of the folders in its `checkpoints/`.
 
     Returns:
       The encoder, on the first device, computing in float32.
 
     Raises:
-      SettingError: no checkpoint there, one that is damaged, or one of another version of the package.
+      SettingError: there is no checkpoint, it is damaged, or another version of the package wrote it.
     """
     path, step = pathlib.Path(run_or_checkpoint).expanduser().absolute(), None
     if path.parent.name == FOLDER and path.name.isdecimal():

@@ -1,10 +1,10 @@
-"""Trains an encoder as a config file says.
+"""Trains the encoder of a config file.
 
     dcjax main --config=configs/directclr.py --workdir=runs/directclr --config.batch_size=1024
 
-(or python -m dcjax.main). The same command again goes on from the last checkpoint. `--config` takes `file.py` or
-`file.py:argument`; a name such as configs/simclr.py that is not found from the working directory is the one that ships
-with the package. Any key of the config is set by --config.KEY=VALUE; docs/config.md lists them.
+(or python -m dcjax.main). The same command, given again, resumes from the last checkpoint. `--config` takes `file.py`
+or `file.py:argument`; if the working directory has no file such as configs/simclr.py, the one that ships with the
+package is used. --config.KEY=VALUE sets any key of the config; docs/config.md lists the keys.
 """
 
 import pathlib
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--extend",
         action="store_true",
-        help="go on with a run to another total_steps or total_epochs, although its learning rate then jumps",
+        help="resume a run with another total_steps or total_epochs, although its learning rate then jumps",
     )
     processes.add_process_flags(parser)
     add_config_flags(parser)
@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     name = "-".join([pathlib.Path(file).stem, *argument.split(",")] if argument else [pathlib.Path(file).stem])
     workdir = flags.workdir or pathlib.Path("runs") / name
 
-    # Imported late: a mistake on the command line is answered before JAX has started.
+    # Imported here because both load JAX: an unknown flag or a mistake in the config is reported before that.
     from dcjax.evaluation.protocol import probe
     from dcjax.pretrain import pretrain
 

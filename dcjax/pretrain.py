@@ -33,33 +33,33 @@ from dcjax.training.state import TrainState, init_state
 from dcjax.training.step import TrainStep, make_train_step
 
 SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
-# Bytes of logits on one device up to which `loss.block_size=auto` holds all of them. On CPU, on one device and on
-# eight, all logits at once are mostly faster up to 4 MB and tiles above 16 MB; in between it depends on the loss
-# (experiments/results/loss_tiling_cpu.jsonl). On an accelerator one tile has 4,096 x 4,096 logits, which is 64 MB:
-# fewer logits would be a single tile. The bound was not measured there. The paper's batch of 4,096 has 2 MB on each of
-# 32 devices.
+# With `loss.block_size=auto`, a device holds all of its logits at once up to this many bytes, and tiles above. On CPU,
+# with one device and with eight, all logits at once are mostly faster up to 4 MB and tiles above 16 MB; in between it
+# depends on the loss (experiments/results/loss_tiling_cpu.jsonl). The bound for accelerators was not measured: it is
+# the 64 MB of one tile of 4,096 x 4,096 logits, since fewer logits would be a single tile. The paper's batch of 4,096
+# has 2 MB on each of 32 devices.
 PLAIN_BYTES = {"cpu": 2**22, "accelerator": 2**26}
-SPECTRUM_IMAGES = 25_600  # of the training split, where it stands in for a test split
+SPECTRUM_IMAGES = 25_600  # training images, at most, that stand in for a missing test split
 
 
 def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, extend: bool = False) -> TrainState:
-    """Trains an encoder as a config says, from the last checkpoint in `workdir` if there is one.
+    """Trains the encoder of a config, resuming from the last checkpoint in `workdir` if there is one.
 
     Writes `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `spectrum.npz` and
     `spectrum.png`.
 
     Args:
-      config: as the files in `configs/` make it.
-      workdir: the run's folder, made where it is missing.
-      extend: go on with a run to another length, although its learning rate then jumps; the run must exist.
+      config: the config, as the files in `configs/` return it.
+      workdir: the run's folder; it is created if it is missing.
+      extend: resume a run with another length, although its learning rate then jumps; the run must exist.
 
     Returns:
       The trained state.
 
     Raises:
-      SettingError: a setting, data set or checkpoint that cannot be used, an image that does not decode, or a loss that
-        is not finite. Checkpoints that were written stay.
-      StoppedRunError: SIGINT or SIGTERM came; the state is saved.
+      SettingError: a setting, the data set or a checkpoint cannot be used, too many images do not decode, or the loss,
+        the gradient or the state is not finite. Checkpoints that were written stay.
+      StoppedRunError: SIGINT or SIGTERM stopped the run; the state is saved.
     """
     # The devices, the data, the modules, the folder.
     components = build(config)
@@ -68,7 +68,7 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     total_steps, _ = run_lengths(settings, len(source))
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
-    workdir = open_workdir(workdir, extend=extend)  # last: a command that is refused leaves nothing behind
+    workdir = open_workdir(workdir, extend=extend)  # last, so that a refused command leaves nothing behind
 
     # The step, and the state from the checkpoint or from the seed.
     train_step = compile_step(components, optimizer, schedule)
@@ -91,23 +91,23 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
 
     # The loop.
     first_step = step
-    with StopRequest() as stop:  # until the checkpoint is written: a signal may come twice
+    with StopRequest() as stop:  # includes the last checkpoint, since a signal may come twice
         try:
             while step < total_steps and not stop.reached(step):
                 with section("data"):
                     batch = to_devices(next(loader), mesh)
-                with jax.transfer_guard("disallow"):  # nothing crosses between host and device unseen
+                with jax.transfer_guard("disallow"):  # an implicit transfer between host and device is an error
                     state, metrics = train_step(state, batch)
                 step += 1
                 log.push(step, metrics)
                 if step % settings.checkpoint_every_steps == 0 and step < total_steps:
-                    log.drain()  # what is saved has been seen to be finite
+                    log.drain()  # raises if the state that is about to be saved is not finite
                     save()
             log.drain()
             save()
         except SettingError as error:
-            # A damaged image is no reason to lose the steps before it. With several processes only this one knows of
-            # it, and a checkpoint is written together: there the last regular one must do.
+            # Damaged images should not cost the steps before them. With several processes, all must write a checkpoint
+            # together, but only this one knows of the error: there the last regular checkpoint has to do.
             if step > first_step and not isinstance(error, NotFiniteError) and jax.process_count() == 1:
                 log.drain()
                 save()
@@ -119,7 +119,7 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     if step < total_steps:
         raise StoppedRunError(f"stopped at step {step} of {total_steps}; the same command goes on from there")
 
-    # The spectra that the training leaves.
+    # The spectra of the trained encoder.
     write_spectrum(components, state, workdir)
     return state
 
@@ -127,7 +127,7 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
 def compile_step(
     components: Components, optimizer: optax.GradientTransformation, schedule: optax.Schedule
 ) -> TrainStep:
-    """The step as one program over the mesh; the old state's memory becomes the new one's."""
+    """The step as one jitted program over the mesh; the new state reuses the memory of the old one."""
     config, mesh = components.config, components.mesh
     step = make_train_step(
         components.network,
@@ -144,13 +144,14 @@ def compile_step(
 
 
 def open_log(components: Components, saved: "Saved | None", workdir: pathlib.Path, *, total_steps: int) -> StepMetrics:
-    """Writes `config.json`, prints what is about to run, and opens the log where the run goes on."""
+    """Writes `config.json`, prints a line about the run, and opens its log at the step where it begins or resumes."""
     config = components.config
     first_step = saved.step if saved else 0
     if jax.process_index() == 0:
         write_config(workdir, config)
         print(describe(components, first_step, total_steps), flush=True)
-    # Steps that no regular line averages yet: the run was stopped between two lines, and its last one is not kept.
+    # A run that stopped between two regular lines wrote a partial one. It is dropped: the next regular line averages
+    # these steps too.
     unlogged = saved.unlogged if saved and first_step < total_steps else {}
     writer = MetricsWriter(
         workdir,
@@ -163,7 +164,11 @@ def open_log(components: Components, saved: "Saved | None", workdir: pathlib.Pat
 
 
 def run_lengths(config: Config, images: int) -> tuple[int, int]:
-    """Steps of the whole run and of its warm-up, from `*_steps` where given and `*_epochs` otherwise."""
+    """Steps of the whole run and of its warm-up, from `*_steps` if given and `*_epochs` otherwise.
+
+    Raises:
+      SettingError: the batch is larger than the training set, or the run has no step.
+    """
 
     def steps(count: int | None, epochs: float) -> int:
         return count if count is not None else round(epochs * images / config.batch_size)
@@ -177,7 +182,7 @@ def run_lengths(config: Config, images: int) -> tuple[int, int]:
 
 
 def make_schedule(config: Config, images: int) -> optax.Schedule:
-    """The learning-rate schedule of a config with so many training images."""
+    """The learning-rate schedule of a config; `images` is the number of training images."""
     total_steps, warmup_steps = run_lengths(config, images)
     settings = config.optimizer
     with section("optimizer"):
@@ -202,9 +207,12 @@ def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTr
 
 
 def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The loss of two views' embeddings, with as much of the logits in memory as the config asks for.
+    """The loss of the embeddings of two views, in tiles or not, as `loss.block_size` says.
 
-    A loss without the argument `block_size` has one form, which `auto` and `none` take.
+    A loss without the argument `block_size` has no tiles; `auto` and `none` both select its only form.
+
+    Raises:
+      SettingError: `loss.block_size` is not allowed, or the loss has no tiles.
     """
     loss = functools.partial(LOSSES[config.loss.name], temperature=config.loss.temperature)
     block_size = config.loss.block_size
@@ -216,7 +224,7 @@ def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], ja
                 f"loss.block_size must be auto or none for the loss '{config.loss.name}', found {block_size}"
             )
         return loss
-    rows = config.batch_size * (2 if config.loss.name == "nt_xent" else 1)  # and columns of the logits
+    rows = config.batch_size * (2 if config.loss.name == "nt_xent" else 1)  # the logits have as many columns
     bound = PLAIN_BYTES["cpu" if jax.default_backend() == "cpu" else "accelerator"]
     if block_size == "none" or (block_size == "auto" and 4 * rows**2 / mesh.size <= bound):
         return loss
@@ -225,11 +233,11 @@ def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], ja
 
 @dataclasses.dataclass(frozen=True)
 class Saved:
-    """What a checkpoint tells besides the state.
+    """The part of a checkpoint that is not the train state.
 
     Attributes:
       step: optimiser steps taken.
-      config: the run's config when it was written, nested.
+      config: the run's config when the checkpoint was written, nested.
       unlogged: `StepMetrics.sums` at that step.
     """
 
@@ -241,7 +249,11 @@ class Saved:
 def start_or_resume(
     components: Components, optimizer: optax.GradientTransformation, checkpointer: Checkpointer, workdir: pathlib.Path
 ) -> tuple[TrainState, Saved | None]:
-    """The state to begin with: the last checkpoint's and what else it tells, or one drawn from the seed and None."""
+    """The first state: the last checkpoint's with the rest of this checkpoint, or one drawn from the seed with None.
+
+    Raises:
+      SettingError: the checkpoint cannot be read or belongs to another config or data set, or the disk is too full.
+    """
     config, everywhere = components.config, replicated(components.mesh)
 
     def initial_state() -> TrainState:
@@ -257,20 +269,20 @@ def start_or_resume(
     if position["data"] != components.train_source.fingerprint:
         raise SettingError(
             f"data.dir {config.data.dir or '(default)'} holds other images than the run in {workdir} was trained on; "
-            "point it at the same ones or use another --workdir"
+            "point it at the same images or use another --workdir"
         )
     state = checkpointer.restore_state(step, abstract_state(shapes, everywhere))
     return state, Saved(step, saved_config, position["unlogged"])
 
 
 def check_length(saved: Saved, components: Components, schedule: optax.Schedule, *, extend: bool) -> None:
-    """Refuses another length of a run where the learning rate would jump, or says so where that is asked for.
+    """Refuses another length of a run if the learning rate would jump; with `extend`, prints the jump instead.
 
-    The schedule depends on the length: a run that ends with a rate near zero goes on with a large one when its length
+    The schedule depends on the length: a run that ended with a rate near zero resumes with a large one when its length
     is doubled. During the warm-up nothing jumps, and another length is accepted.
 
     Raises:
-      ValueError: the rate of the next step differs and `extend` is not set, or the run is already longer.
+      SettingError: the rate of the next step differs and `extend` is not set, or the run is already longer.
     """
     images = len(components.train_source)
     before = from_keys(flatten(saved.config))
@@ -278,7 +290,7 @@ def check_length(saved: Saved, components: Components, schedule: optax.Schedule,
     setting = "total_steps" if components.config.total_steps is not None else "total_epochs"
     if lengths[1] < saved.step:
         raise SettingError(
-            f"{setting} gives {lengths[1]} steps, but the run has taken {saved.step}; give at least these"
+            f"{setting} gives {lengths[1]} steps, but the run has taken {saved.step}; give at least as many"
         )
     if lengths[1] == saved.step:  # nothing is left to train
         return
@@ -291,14 +303,14 @@ def check_length(saved: Saved, components: Components, schedule: optax.Schedule,
     )
     if not extend:
         raise SettingError(
-            f"{setting}: {change}; use the old value, another --workdir, or --extend to go on all the same"
+            f"{setting}: {change}; use the old value, another --workdir, or --extend to resume all the same"
         )
     if jax.process_index() == 0:
         print(f"dcjax: {change}", flush=True)
 
 
 def describe(components: Components, first_step: int, total_steps: int) -> str:
-    """One line that says what is about to run."""
+    """One line about the run: its network, its data, its length and its devices."""
     config, mesh = components.config, components.mesh
     start = f", resumed at step {first_step}" if first_step else ""
     return (
@@ -311,10 +323,10 @@ def describe(components: Components, first_step: int, total_steps: int) -> str:
 def write_spectrum(components: Components, state: TrainState, workdir: pathlib.Path) -> None:
     """Writes the spectra of r and z on the test images as `spectrum.npz` and `spectrum.png`.
 
-    The file holds eq. 1 as it stands (`r`, `z`) and of rows of norm 1 (`r_unit`, `z_unit`), which the plot shows, as
-    the authors' plots do: the loss sees directions only, and r and z fit on one scale. Each also as its natural
-    logarithm (`ln_r`, ...; -inf for an exact zero). Without a test split, up to 25,600 evenly spaced training images
-    stand in.
+    The file holds the spectra of eq. 1 (`r`, `z`), the spectra of rows scaled to norm 1 (`r_unit`, `z_unit`), and the
+    natural logarithm of each (`ln_r`, ...; -inf for an exact zero). The plot shows those of norm 1, as the authors'
+    plots do: the loss sees only directions, and r and z then fit on one scale. Without a test split, up to 25,600
+    evenly spaced training images stand in.
     """
     split, source = "test", components.test_source
     if source is None:
@@ -344,14 +356,14 @@ def write_spectrum(components: Components, state: TrainState, workdir: pathlib.P
 
 
 def open_workdir(workdir: str | os.PathLike[str], *, extend: bool) -> pathlib.Path:
-    """The run's folder, made where it is missing.
+    """The absolute path of the run's folder, which is created if it is missing.
 
     Raises:
-      SettingError: it cannot be made or written to, or holds no run that could be extended.
+      SettingError: the folder is an address, cannot be created or written to, or holds no run to extend.
     """
     if extend and not holds_checkpoint(workdir):
         raise SettingError(
-            f"--extend goes on with a run, and --workdir {workdir} holds none; leave it out to begin one"
+            f"--extend resumes a run, but --workdir {workdir} holds none; leave --extend out to begin one"
         )
     if "://" in str(workdir):
         raise SettingError(f"--workdir must be a path that every host has mounted, found the address {workdir}")
@@ -361,5 +373,5 @@ def open_workdir(workdir: str | os.PathLike[str], *, extend: bool) -> pathlib.Pa
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         reason = error.strerror
-        raise SettingError(f"--workdir {path} cannot be written to ({reason}); name a folder that can") from error
+        raise SettingError(f"--workdir {path} cannot be written to ({reason}); name another folder") from error
     return path

@@ -1,11 +1,11 @@
-"""Probes a trained encoder: linear and nearest-neighbour accuracy of its frozen representation, and of parts of it.
+"""Measures the linear and nearest-neighbour accuracy of a trained encoder's frozen representation and of its parts.
 
     dcjax probe runs/directclr        (or python -m dcjax.probe)
 
-Reads the run's last checkpoint and its config.json. With `probe.cached` the features are computed once and a logistic
-regression is solved on them, beside baselines (raw pixels, the untrained encoder); without, the paper's recipe trains a
-linear classifier by SGD on augmented images, and --baselines adds the nearest-neighbour vote of the baselines. The
-results are printed and written to probe.json in the run's folder.
+The command reads the run's last checkpoint and its config.json. With `probe.cached`, the features are computed once and
+a logistic regression is fitted to them, and also to baselines (raw pixels, the untrained encoder). Without it, a linear
+classifier is trained by SGD on augmented images, as in the paper, and --baselines scores the baselines by nearest
+neighbours only. The results are printed and written to probe.json in the run's folder.
 """
 
 from collections.abc import Sequence
@@ -20,22 +20,24 @@ def main(argv: Sequence[str]) -> None:
     parser = cli.Parser(prog="dcjax probe", description=__doc__ or "")
     cli.add_run(parser)
     parser.add_argument(
-        "--features", choices=PARTS, help="probe r, r[:d0] or r[d0:] alone (default: each that there is)"
+        "--features", choices=PARTS, help="probe only r, r[:d0] or r[d0:] (default: all that the projector has)"
     )
-    parser.add_argument("--labels_per_class", type=int, help="also with so few labels, averaged over 5 fixed draws")
+    parser.add_argument(
+        "--labels_per_class", type=int, help="also score with this many labels of each class, over 5 fixed draws"
+    )
     parser.add_argument(
         "--baselines",
         action="store_true",
-        help="raw pixels and the untrained encoder too (default: with probe.cached and without --features)",
+        help="also score raw pixels and the untrained encoder (default: with probe.cached and without --features)",
     )
-    parser.add_argument("--data_dir", help="where the data lies now (default: where the run found it)")
-    parser.add_argument("--export", metavar="FILE.npz", help="write r, z and labels")
+    parser.add_argument("--data_dir", help="folder of the data (default: the one in the run's config)")
+    parser.add_argument("--export", metavar="FILE.npz", help="write r, z and labels of both splits to this file")
     parser.add_argument("--devices", type=int, default=0, help="how many devices to use (default: all)")
     processes.add_process_flags(parser)
     flags = parser.parse_args(argv)
     workdir = cli.chosen_run(flags)
 
-    # Imported late: a mistake on the command line is answered before JAX has started.
+    # Imported here because it loads JAX: a mistake in the flags is reported before that.
     from dcjax.evaluation.protocol import probe
 
     processes.join_processes(flags)

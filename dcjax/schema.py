@@ -1,7 +1,7 @@
 """The schema of a run: every key with its type, range, default and meaning.
 
 Config files, `--config.KEY=VALUE` flags and a run's `config.json` are all checked against these dataclasses. The module
-imports no JAX, so that a mistake is answered before JAX has started. docs/config.md is the list of the keys:
+does not import JAX, so that a mistake is reported before JAX starts. docs/config.md lists the keys; it is written by
 
     python -m dcjax.schema > docs/config.md
 """
@@ -21,7 +21,7 @@ from ml_collections.config_dict import placeholder
 from dcjax.data.recipe import Augmentation
 from dcjax.runtime.errors import SettingError, unknown_name
 
-_RECIPE = Augmentation.imagenet()  # whose numbers have one place
+_RECIPE = Augmentation.imagenet()  # the defaults of `augment`, so that each number is written only once
 
 Pair = tuple[float, float]
 Colour = tuple[float, float, float]
@@ -29,16 +29,15 @@ Colour = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What is known of a key besides its name, type and default.
+    """The help text and the constraints of a key.
 
     Attributes:
       help: a line for `--help` and docs/config.md.
       least, most: inclusive bounds of a number, or of each number of a tuple.
-      above, below: exclusive ones.
+      above, below: exclusive bounds.
       choices: the allowed names.
-      table: `module:TABLE`, a dict whose keys are the allowed names; it is imported when a value is checked.
-      may_change: a resumed run may have another value: the key decides where it reads or what it reports, not what it
-        trains.
+      table: `module:TABLE`, a dict whose keys are the allowed names; `check_config` imports it.
+      may_change: whether a resumed run may have another value, because the key does not decide what the run trains.
     """
 
     help: str
@@ -52,7 +51,7 @@ class Rule:
 
 
 def key(default: Any, help: str, **rule: Any) -> Any:
-    """A field of a section."""
+    """A dataclass field that declares a key; `rule` holds the other fields of `Rule`."""
     return dataclasses.field(default=default, metadata={"rule": Rule(help, **rule)})
 
 
@@ -60,9 +59,11 @@ def key(default: Any, help: str, **rule: Any) -> Any:
 class ModelConfig:
     """The encoder."""
 
-    name: str = key("resnet50", "the encoder", table="dcjax.models:ENCODERS")
+    name: str = key("resnet50", "name of the encoder", table="dcjax.models:ENCODERS")
     width: float = key(1.0, "factor on all channel counts", above=0)
-    stem: str = key("imagenet", "7x7 convolution and max pool, or 3x3 for small images", choices=("imagenet", "small"))
+    stem: str = key(
+        "imagenet", "imagenet: 7x7 convolution and max pool; small: 3x3 convolution", choices=("imagenet", "small")
+    )
     dtype: str = key(
         "auto", "compute dtype; auto: bfloat16 on accelerators, float32 on CPU", choices=("auto", "float32", "bfloat16")
     )
@@ -73,21 +74,21 @@ class ModelConfig:
 class ProjectorConfig:
     """The map from the representation r to the embedding z."""
 
-    name: str = key("direct", "the projector", table="dcjax.models:PROJECTORS")
+    name: str = key("direct", "name of the projector", table="dcjax.models:PROJECTORS")
     d0: int = key(360, "entries of r that the loss sees, at most the width of r; 360 of 2048 in the paper")
-    hidden: int = key(2048, "hidden width of mlp")
-    features: int = key(128, "width of z, for linear and mlp")
+    hidden: int = key(2048, "hidden width of the projector mlp")
+    features: int = key(128, "width of z for the projectors linear and mlp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """The contrastive loss."""
 
-    name: str = key("info_nce", "the loss", table="dcjax.losses:LOSSES")
-    temperature: float = key(0.1, "divides the cosine similarities", above=0)
+    name: str = key("info_nce", "name of the loss", table="dcjax.losses:LOSSES")
+    temperature: float = key(0.1, "divisor of the cosine similarities", above=0)
     block_size: str = key(
         "auto",
-        "rows of a tile of the logits; none: all logits at once; auto: tiles where a device would hold many logits",
+        "rows of a tile of the logits; none: all logits at once; auto: tiles if a device would hold many logits",
         may_change=True,
     )
 
@@ -97,96 +98,99 @@ class OptimizerConfig:
     """LARS and its schedule."""
 
     learning_rate: float = key(
-        4.8, "peak rate, of the paper's batch of 4096; never rescaled: for another batch start from the same share",
-        above=0,
-    )  # fmt: skip
-    warmup_epochs: float = key(10.0, "length of the linear warm-up", least=0)
-    warmup_steps: int | None = key(None, "counts instead of warmup_epochs where it is given", least=0)
+        4.8, "peak rate, here for a batch of 4096; never rescaled, so begin in proportion to the batch", above=0
+    )
+    warmup_epochs: float = key(10.0, "length of the linear warm-up in epochs", least=0)
+    warmup_steps: int | None = key(None, "length of the warm-up in steps; replaces warmup_epochs", least=0)
     final_scale: float = key(0.001, "last learning rate as a share of the peak", least=0)
-    momentum: float = key(0.9, "of LARS", least=0, below=1)
-    weight_decay: float = key(1e-6, "of LARS; biases and BatchNorm scales take none", least=0)
-    trust_coefficient: float = key(0.001, "of LARS", above=0)
+    momentum: float = key(0.9, "momentum of LARS", least=0, below=1)
+    weight_decay: float = key(1e-6, "weight decay of LARS; biases and BatchNorm scales have none", least=0)
+    trust_coefficient: float = key(0.001, "trust coefficient of LARS", above=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """The images."""
 
-    name: str = key("tfds", "the kind of source", table="dcjax.data:SOURCES")
-    dataset: str = key("imagenet2012", "TFDS name, for tfds")
-    dir: str = key("", "the images' folder; empty: TFDS's own default", may_change=True)
-    train_split: str = key("train", "the split that trains")
-    test_split: str = key("validation", "the split that tests; empty for none")
+    name: str = key("tfds", "kind of source", table="dcjax.data:SOURCES")
+    dataset: str = key("imagenet2012", "name of the TFDS data set, for the source tfds")
+    dir: str = key("", "folder of the images; empty: TFDS's own default", may_change=True)
+    train_split: str = key("train", "split to train on")
+    test_split: str = key("validation", "split to test on; empty: no test images")
     image_size: int = key(224, "side of a crop in pixels", least=1)
-    stored_size: int = key(0, "side of the images where all are of one size; 0 where sizes vary", least=0)
+    stored_size: int = key(0, "side in pixels of stored images that all have one size; 0 if sizes vary", least=0)
     threads: int = key(16, "threads that read and decode", least=0, may_change=True)
     max_damaged: float = key(
-        0.001, "share of the images that may be damaged, each replaced by the next one", least=0, below=1,
+        0.001, "share of the images that may be damaged; each is replaced by the next one", least=0, below=1,
         may_change=True,
     )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """The two views."""
+    """The augmentation that makes the two views."""
 
     crop_scale: Pair = key(_RECIPE.crop_scale, "smallest and largest area of a crop, as a share of the image's")
     crop_ratio: Pair = key(_RECIPE.crop_ratio, "smallest and largest width / height of a crop")
-    interpolation: str = key(_RECIPE.interpolation, "of the crop, antialiased", choices=("bicubic", "bilinear"))
+    interpolation: str = key(
+        _RECIPE.interpolation, "interpolation of the crop, antialiased", choices=("bicubic", "bilinear")
+    )
     flip: float = key(_RECIPE.flip, "probability of a mirrored view", least=0, most=1)
     jitter: float = key(_RECIPE.jitter, "probability of the colour jitter", least=0, most=1)
-    brightness: float = key(_RECIPE.brightness, "strength of the jitter", least=0)
-    contrast: float = key(_RECIPE.contrast, "strength of the jitter", least=0)
-    saturation: float = key(_RECIPE.saturation, "strength of the jitter", least=0)
-    hue: float = key(_RECIPE.hue, "strength of the jitter, in turns of the colour circle", least=0, most=0.5)
+    brightness: float = key(_RECIPE.brightness, "strength of the brightness jitter", least=0)
+    contrast: float = key(_RECIPE.contrast, "strength of the contrast jitter", least=0)
+    saturation: float = key(_RECIPE.saturation, "strength of the saturation jitter", least=0)
+    hue: float = key(_RECIPE.hue, "strength of the hue jitter, in turns of the colour circle", least=0, most=0.5)
     grayscale: float = key(_RECIPE.grayscale, "probability of a grey view", least=0, most=1)
-    blur: Pair = key(_RECIPE.blur, "probability in the first and in the second view", least=0, most=1)
-    blur_sigma: Pair = key(_RECIPE.blur_sigma, "smallest and largest standard deviation, in pixels", above=0)
-    solarize: Pair = key(_RECIPE.solarize, "probability in the first and in the second view", least=0, most=1)
-    mean: Colour = key(_RECIPE.mean, "of the colours in [0, 1], for the normalisation")
-    std: Colour = key(_RECIPE.std, "of the colours in [0, 1], for the normalisation", above=0)
+    blur: Pair = key(_RECIPE.blur, "probability of a blur in the first and in the second view", least=0, most=1)
+    blur_sigma: Pair = key(_RECIPE.blur_sigma, "smallest and largest sigma of the blur, in pixels", above=0)
+    solarize: Pair = key(_RECIPE.solarize, "probability of solarizing the first and the second view", least=0, most=1)
+    mean: Colour = key(_RECIPE.mean, "mean of the colours in [0, 1], for the normalisation")
+    std: Colour = key(_RECIPE.std, "standard deviation of the colours in [0, 1], for the normalisation", above=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeConfig:
-    """The evaluation of the frozen encoder. A resumed run may change all of it."""
+    """The evaluation of the frozen encoder. A resumed run may change every key of it."""
 
     after_training: bool = key(False, "probe at the end of the training", may_change=True)
     cached: bool = key(
-        False, "solve a logistic regression on features that are computed once; otherwise SGD on augmented images",
+        False, "true: logistic regression on features that are computed once; false: SGD on augmented images",
         may_change=True,
     )  # fmt: skip
-    epochs: int = key(100, "of SGD", least=1, may_change=True)
-    batch_size: int = key(256, "of SGD", least=1, may_change=True)
+    epochs: int = key(100, "epochs of SGD", least=1, may_change=True)
+    batch_size: int = key(256, "images per step of SGD, over all devices", least=1, may_change=True)
     eval_batch_size: int = key(
         0, "images encoded at a time, over all devices; 0: 128 for each device", least=0, may_change=True
     )
-    learning_rate: float = key(0.1, "of SGD", above=0, may_change=True)
-    # The paper's numbers come from a script that makes a cosine schedule and never steps it.
+    learning_rate: float = key(0.1, "learning rate of SGD", above=0, may_change=True)
+    # The paper's numbers come from a script that creates a cosine schedule and never steps it.
     schedule: str = key(
-        "constant", "of SGD; cosine is stepped once an epoch", table="dcjax.evaluation:SCHEDULES", may_change=True
+        "constant", "schedule; cosine is stepped once an epoch", table="dcjax.evaluation:SCHEDULES", may_change=True
     )
     # Torchvision's default, which the authors' probe used.
     interpolation: str = key(
-        "bilinear", "of the probe's crops, antialiased", choices=("bicubic", "bilinear"), may_change=True
+        "bilinear", "interpolation of the probe's crops, antialiased", choices=("bicubic", "bilinear"), may_change=True
     )
-    momentum: float = key(0.9, "of SGD", least=0, below=1, may_change=True)
-    weight_decay: float = key(1e-6, "of SGD", least=0, may_change=True)
-    labels_per_class: int = key(0, "score with so few labels too; 0: all labels only", least=0, may_change=True)
-    neighbors: int = key(20, "of the nearest-neighbour vote", least=1, may_change=True)
+    momentum: float = key(0.9, "momentum of SGD", least=0, below=1, may_change=True)
+    weight_decay: float = key(1e-6, "weight decay of SGD", least=0, may_change=True)
+    labels_per_class: int = key(
+        0, "also score with this many labels of each class; 0: all labels only", least=0, may_change=True
+    )
+    neighbors: int = key(20, "neighbours that vote in k-NN", least=1, may_change=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A checked config. The defaults are the paper's recipe: ImageNet, ResNet-50, DirectCLR, batch 4096, 100 epochs."""
 
-    seed: int = key(0, "of parameters, order, augmentation and probe", least=0, below=2**32)
-    batch_size: int = key(4096, "global, over all devices", least=1)
-    total_epochs: float = key(100.0, "length of the run", least=0)
-    total_steps: int | None = key(None, "counts instead of total_epochs where it is given", least=1)
+    seed: int = key(0, "seed of parameters, order, augmentation and probe", least=0, below=2**32)
+    batch_size: int = key(4096, "images per step, over all devices", least=1)
+    total_epochs: float = key(100.0, "length of the run in epochs", least=0)
+    total_steps: int | None = key(None, "length of the run in steps; replaces total_epochs", least=1)
     devices: int = key(0, "how many devices to use; 0: all", least=0, may_change=True)
-    log_every_steps: int = key(50, "steps to a line of metrics.jsonl", least=1, may_change=True)
-    checkpoint_every_steps: int = key(1000, "steps to a checkpoint", least=1, may_change=True)
+    log_every_steps: int = key(50, "steps from one line of metrics.jsonl to the next", least=1, may_change=True)
+    checkpoint_every_steps: int = key(1000, "steps from one checkpoint to the next", least=1, may_change=True)
     model: ModelConfig = ModelConfig()
     projector: ProjectorConfig = ProjectorConfig()
     loss: LossConfig = LossConfig()
@@ -201,10 +205,10 @@ class Key:
     """A key of the schema.
 
     Attributes:
-      name: with its section, as in `optimizer.momentum`.
-      type: of its values.
-      default: the only one.
-      rule: what else is known of it.
+      name: its name with its section, as in `optimizer.momentum`.
+      type: the type of its values.
+      default: its default; no other place sets one.
+      rule: its help text and constraints.
     """
 
     name: str
@@ -215,24 +219,24 @@ class Key:
     @property
     def kind(self) -> str:
         """The type in words."""
-        words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        words = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
         if self.type == int | None:
             return "a whole number or none"
         return words.get(self.type) or f"{len(typing.get_args(self.type))} numbers"
 
     @property
     def range(self) -> str:
-        """The allowed values of the type in words; empty where all are."""
+        """The allowed values in words, or the name of their table; empty if the type is the only constraint."""
         rule = self.rule
         bounds = {"above": rule.above, "at least": rule.least, "at most": rule.most, "below": rule.below}
         words = " and ".join(f"{word} {bound:.12g}" for word, bound in bounds.items() if bound is not None)
         return words or " or ".join(rule.choices) or rule.table.replace(":", ".")
 
     def check(self, value: Any) -> Any:
-        """A value in the key's type; lists become tuples and whole numbers floats where the type asks for it.
+        """Checks a value and converts it to the key's type: lists to tuples, and whole numbers to floats.
 
         Raises:
-          SettingError: another type, out of range, or a name that is not among `choices`.
+          SettingError: the value has another type, is out of range, or is not among `choices`.
         """
         try:
             value = _converted(value, self.type)
@@ -254,7 +258,7 @@ class Key:
         return value
 
     def parse(self, text: str) -> Any:
-        """The value that a command line gives.
+        """The value of a command-line flag.
 
         Raises:
           SettingError: as `check`.
@@ -292,7 +296,7 @@ KEYS = {
 
 
 def defaults() -> ConfigDict:
-    """The paper's recipe, for a config file to change. A key keeps the type that it has here."""
+    """The paper's recipe as a ConfigDict, for a config file to change; each key keeps its type."""
     values: dict[str, Any] = {name: {} for name in SECTIONS}
     for name, entry in KEYS.items():
         section, _, last = name.rpartition(".")
@@ -302,10 +306,11 @@ def defaults() -> ConfigDict:
 
 
 def from_keys(values: Mapping[str, Any]) -> Config:
-    """The checked config of keys with their sections (`{"model.width": 0.5}`); a key that is missing has its default.
+    """The checked config from keys with their sections (`{"model.width": 0.5}`); a missing key gets its default.
 
     Raises:
-      SettingError: an unknown key (a near one is suggested), or a value of another type or out of its range.
+      SettingError: a key is unknown (the message suggests a near one), or its value has another type or is out of
+        range.
     """
     sections: dict[str, dict[str, Any]] = {name: {} for name in ("", *SECTIONS)}
     for name, value in values.items():
@@ -320,7 +325,7 @@ def check_config(config: "ConfigDict | Config | Mapping[str, Any]") -> Config:
     """The typed form of a config.
 
     Raises:
-      SettingError: as `from_keys`, and a name that is in no table of the package; for these, the tables are imported.
+      SettingError: as `from_keys`, or a name is not in its table; the tables are imported for this, and with them JAX.
     """
     checked = config if isinstance(config, Config) else from_keys(flatten(config))
     for name, value in flatten(checked).items():
@@ -333,12 +338,12 @@ def check_config(config: "ConfigDict | Config | Mapping[str, Any]") -> Config:
 
 
 def with_values(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The config with other values of some keys; raises as `from_keys`."""
+    """The config with some keys changed; raises as `from_keys`."""
     return from_keys(flatten(config) | dict(changes))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config as `{"a.b": value}` with JSON values."""
+    """A nested config (ConfigDict, dataclass or mapping) as `{"a.b": value}` with JSON values."""
     if isinstance(config, ConfigDict):
         config = config.to_dict()
     elif dataclasses.is_dataclass(config):
@@ -361,12 +366,12 @@ def unknown_key(name: str) -> SettingError:
 
 
 def markdown() -> str:
-    """The list of all keys, for docs/config.md."""
+    """The text of docs/config.md, which lists all keys."""
     lines = [
         "# Config keys",
         "",
-        "Any key is set in a config file (`config.batch_size = 1024`) or on the command line "
-        "(`--config.batch_size=1024`). A resumed run may change the keys that are marked with a star.",
+        "Any key can be set in a config file (`config.batch_size = 1024`) or on the command line "
+        "(`--config.batch_size=1024`). A resumed run may change the keys marked with a star.",
     ]
     for section in ("", *SECTIONS):
         about = (SECTIONS.get(section, Config).__doc__ or "").replace("A checked config. ", "")

@@ -1,4 +1,4 @@
-"""What a trained encoder is compared with: the encoder before training, and the images themselves."""
+"""The baselines of a trained encoder: the encoder before training, and the images themselves."""
 
 from typing import Any
 
@@ -16,13 +16,14 @@ from dcjax.runtime.mesh import replicated
 from dcjax.runtime.randomness import Stream, device_key, host_seed
 from dcjax.training.state import init_state
 
-PIXELS = 32  # raw pixels are compared at this side at most: beyond it a linear classifier on them only grows
-# To settle the statistics of an untrained encoder: the same on any usual number of devices, so that its row is, too.
+PIXELS = 32  # largest side of raw pixels: with more, a linear classifier on them only grows
+# The batch for the statistics of an untrained encoder. Any usual number of devices divides it, so that the row of this
+# encoder does not depend on the number.
 SETTLE_BATCH = 256
 
 
 def untrained_variables(components: Components) -> Any:
-    """The network before its first step, with batch statistics settled by one pass over the training images."""
+    """The variables before the first step, with batch statistics settled by one pass over the training images."""
     config, source = components.config, components.train_source
 
     def initial() -> Any:
@@ -31,14 +32,14 @@ def untrained_variables(components: Components) -> Any:
 
     def statistics(variables: Any, images: jax.Array) -> Any:
         normalized = components.normalized(images)
-        rngs = {"projector": device_key(config.seed, Stream.PROJECTOR)}  # of no influence on the statistics of r
+        rngs = {"projector": device_key(config.seed, Stream.PROJECTOR)}  # does not change the statistics of r
         _, updates = components.exact_network.apply(
             variables, normalized, train=True, rngs=rngs, mutable=["batch_stats"]
         )
         return updates["batch_stats"]
 
-    # Shuffled, since the images of a folder lie class by class and a batch of one class is not like the data; whole
-    # batches, since a padded one would count its padding.
+    # Shuffled, since a folder holds its images class by class and a batch of one class is not like the data; in whole
+    # batches, since the padding of a padded one would count.
     shuffle = np.random.default_rng(host_seed(config.seed, Stream.UNTRAINED_ORDER)).permutation(len(source))
     batch_size = -(-SETTLE_BATCH // components.mesh.size) * components.mesh.size
     whole = max(len(source) // batch_size, 1) * batch_size
@@ -48,7 +49,7 @@ def untrained_variables(components: Components) -> Any:
 
 
 def pixels(components: Components, source: Source) -> Features:
-    """The images themselves as features `[n, s * s * 3]` of 8 bits, at 32 px at most."""
+    """The raw pixels as features `[n, s * s * 3]`, uint8, with s at most 32."""
     data = components.config.data
     size = min(data.stored_size or data.image_size, PIXELS)
 

@@ -1,4 +1,4 @@
-"""The protocol of the probe: which rows are scored, how, and where the results go."""
+"""The protocol of the probe: it chooses the rows, scores them and writes the results."""
 
 import dataclasses
 import functools
@@ -40,8 +40,8 @@ from dcjax.runtime.files import replace_npz, replace_text
 from dcjax.runtime.mesh import batch_sharding, replicated, to_devices
 from dcjax.runtime.randomness import Stream, device_key
 
-DRAWS = 5  # fixed draws of labelled images that a few-label accuracy averages
-KNN_TEMPERATURE = 0.07
+DRAWS = 5  # a few-label accuracy is the mean over so many fixed draws of labelled images
+KNN_TEMPERATURE = 0.07  # of Wu et al., as `knn_accuracy` cites
 RESULTS_FILE = "probe.json"
 
 
@@ -59,22 +59,22 @@ def probe(
 
     Args:
       workdir: the run's folder.
-      features: "all" for r, "selected" for r[:d0], "rest" for r[d0:]; None for each of them that the projector has, and
-        with `probe.cached` the baselines.
-      labels_per_class: also score with so few labels, averaged over 5 fixed draws; 0 for not; None as the config says.
-      baselines: score raw pixels and the untrained encoder; with the paper's recipe by neighbours alone. None scores
-        them with `probe.cached` where `features` is None, too.
-      data_dir: where the data lies now, where that is not where the run found it.
+      features: "all" for r, "selected" for r[:d0], "rest" for r[d0:]; None for all of these that the projector has.
+      labels_per_class: also score with this many labels of each class, averaged over 5 fixed draws; 0 for all labels
+        only, None for the config's number.
+      baselines: also score raw pixels and the untrained encoder; without `probe.cached`, by nearest neighbours only.
+        None scores them if `probe.cached` is set and `features` is None.
+      data_dir: the folder of the data, if it is not the one in the run's config.
       devices: how many devices to use; 0 for all.
-      export: a file for r, z and labels of the test images (and `train_r` ... of the training images), as .npz.
-        Process 0 gathers all of them in its memory.
+      export: an .npz file for r, z and labels of the test images (and `train_r` ... of the training images). Process 0
+        gathers all of them in its memory.
 
     Returns:
       Row name to scores, as they are printed.
 
     Raises:
-      SettingError: no checkpoint, an unknown or missing part, data without classes, too few labels, a batch that the
-        devices do not divide, or a file that cannot be written.
+      SettingError: the run has no checkpoint, the projector does not have the part, the data has fewer than two classes
+        or too few labels, the devices do not divide a batch, or a file cannot be written.
     """
     workdir = pathlib.Path(workdir).expanduser().absolute()
     components, variables, step = load_run(workdir, data_dir=data_dir, devices=devices)
@@ -87,7 +87,7 @@ def probe(
     if export:
         check_export(export)
     train_source, test_source = components.train_source, components.test_source
-    assert test_source is not None  # check_labels: a labelled source with a test split
+    assert test_source is not None  # `check_labels` has found classes and a test split
     if not config.probe.cached:
         components.sgd_batch_size(len(train_source))
 
@@ -102,8 +102,8 @@ def probe(
     with section("probe"):
         draws = [draw_labelled(train.labels, **few, draw=draw) for draw in range(DRAWS if per_class else 0)]
     scores = {name: cached_scores(components, train, test, draws, columns=part) for name, part in columns.items()}
-    del train  # 10 GB of ImageNet, which the recipe of hours below has no use for
-    if not config.probe.cached:  # after what fails fast
+    del train  # frees 10 GB for ImageNet, which the hours of SGD below do not need
+    if not config.probe.cached:  # begins after all steps that can fail early
         linear = run_sgd_probes(components, variables, columns, place_rows(test, components.mesh), draws)
         scores = {name: dataclasses.replace(row, **linear[name]) for name, row in scores.items()}
     if baselines is None:
@@ -122,7 +122,11 @@ def probe(
 
 
 def chosen_columns(components: Components, features: str | None) -> dict[str, slice]:
-    """Row name to the columns of r that it probes."""
+    """The rows of the table: row name to the columns of r that are probed.
+
+    Raises:
+      SettingError: the projector does not have the part `features`.
+    """
     projector = components.config.projector
     available = {"all": ("r", slice(None))}
     if getattr(components.network.projector, "is_subvector", False):
@@ -143,7 +147,7 @@ def chosen_columns(components: Components, features: str | None) -> dict[str, sl
 def score_baselines(
     components: Components, train_source: Source, test_source: Source, draws: Sequence[np.ndarray]
 ) -> dict[str, Score]:
-    """Row name to scores of the images themselves and of the encoder before training."""
+    """Scores raw pixels and the encoder before training; row name to scores."""
     untrained = untrained_variables(components)
     kinds: dict[str, Callable[[Source], Features]] = {
         "raw pixels": lambda source: pixels(components, source),
@@ -162,8 +166,8 @@ def cached_scores(
 ) -> Score:
     """Scores features, or some columns of them, by nearest neighbours and, with `probe.cached`, by logistic regression.
 
-    The features are standardised over all training rows, those of a few-label draw too: this uses images, not labels,
-    that the draw leaves out.
+    The features are standardised over all training rows, also for a few-label draw: this uses images that the draw
+    leaves out, but not their labels. `draws` holds the indices of the training images of each draw.
     """
     settings, classes, mesh = components.config.probe, len(components.train_source.classes), components.mesh
     train, test = (place_rows(features, mesh, columns=columns) for features in (train_features, test_features))
@@ -193,7 +197,7 @@ def cached_scores(
 def run_sgd_probes(
     components: Components, variables: Any, columns: dict[str, slice], test: Rows, draws: Sequence[np.ndarray]
 ) -> dict[str, dict[str, float]]:
-    """The paper's recipe on all labels, and on each draw of few: row name to fields of `Score`."""
+    """Trains the paper's probe on all labels and on each few-label draw; row name to fields of `Score`."""
     represent = make_represent(components, variables)
     source = components.train_source
     results = run_sgd(components, represent, columns, source, test)
@@ -205,7 +209,7 @@ def run_sgd_probes(
 
 
 def make_represent(components: Components, variables: Any) -> Callable[[dict[str, np.ndarray]], Any]:
-    """From a host batch to r and labels on the devices: a crop and a flip, then the frozen encoder, compiled once."""
+    """A function from a host batch to r and labels on the devices: crop, flip and frozen encoder, compiled once."""
     config, mesh, network = components.config, components.mesh, frozen(components.network)
     augmentation = dataclasses.replace(components.augmentation, interpolation=config.probe.interpolation)
 
@@ -233,7 +237,7 @@ def run_sgd(
     source: Source,
     test: Rows,
 ) -> dict[str, dict[str, float]]:
-    """One run of the paper's probe on a source."""
+    """Trains the paper's probe once on a source; row name to the results of `sgd_probe`."""
     config, settings = components.config, components.config.probe
     batch_size = components.sgd_batch_size(len(source))
     crops = {"views": 1, "interpolation": settings.interpolation}
@@ -265,11 +269,11 @@ def run_sgd(
 
 
 def check_export(path: str) -> None:
-    """Raises `SettingError` before any work is done where features could not be written."""
+    """Raises `SettingError` if features cannot be written there; to be called before they are computed."""
     try:
         tempfile.TemporaryFile(dir=pathlib.Path(path).absolute().parent).close()
     except OSError as error:
-        raise SettingError(f"--export {path} cannot be written ({error.strerror}); name a file that can") from error
+        raise SettingError(f"--export {path} cannot be written ({error.strerror}); name another file") from error
 
 
 def write_features(path: str, train: Features, test: Features) -> None:

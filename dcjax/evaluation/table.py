@@ -1,4 +1,4 @@
-"""What a probe prints."""
+"""The table that a probe prints, and a line about the loss."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ from dcjax.training.metrics import METRICS_FILE, read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Accuracies of one representation, as shares of the test images; None where it was not measured."""
+    """Scores of one representation, accuracies as shares of the test images; None if one was not measured."""
 
     top1: float | None = None
     top5: float | None = None
@@ -21,11 +21,11 @@ class Score:
 
 
 def score_table(scores: dict[str, Score], *, classes: int, per_class: int) -> str:
-    """The scores as text, a row to a representation.
+    """The scores as text, one row for each representation.
 
     Args:
       scores: row name to scores.
-      classes: number of classes; top-5 is left out where it says nothing.
+      classes: number of classes; up to 5, the table has no column for top-5.
       per_class: labels of a class in the few-label column; 0 for no such column.
     """
     best = any(row.best_top1 is not None for row in scores.values())
@@ -57,7 +57,7 @@ def score_table(scores: dict[str, Score], *, classes: int, per_class: int) -> st
 
 
 def losses_line(workdir: pathlib.Path) -> str:
-    """The first and the last loss of the run."""
+    """A line with the first and the last loss of the run, or with the reason why there is none."""
     if not (workdir / METRICS_FILE).exists():
         return f"loss: no {METRICS_FILE} in {workdir}"
     rows = read_metrics(workdir)

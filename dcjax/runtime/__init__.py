@@ -1,1 +1,1 @@
-"""The ground under a run: devices, processes, randomness, files, errors and the command line."""
+"""What every run needs: devices, processes, randomness, files, errors and the command line."""

@@ -1,4 +1,4 @@
-"""What the commands share: flags without surprises, and mistakes answered in one line with exit status 2."""
+"""Shared by all commands: the parser, the flag for a run, and mistakes reported in one line with exit status 2."""
 
 import argparse
 import os
@@ -25,13 +25,17 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_run(parser: Parser) -> None:
-    """Adds the run that a command reads: `RUN`, or `--workdir=RUN`."""
+    """Adds the flags that name the run a command reads: `RUN`, or `--workdir=RUN`."""
     parser.add_argument("run", nargs="?", metavar="RUN", help="the folder of a run of dcjax main")
-    parser.add_argument("--workdir", metavar="RUN", help="the same")
+    parser.add_argument("--workdir", metavar="RUN", help="the same folder, as a flag")
 
 
 def chosen_run(flags: argparse.Namespace) -> str:
-    """The folder that the flags of `add_run` name."""
+    """The folder that the flags of `add_run` name.
+
+    Raises:
+      SettingError: they name no folder, or two.
+    """
     given = [folder for folder in (flags.run, flags.workdir) if folder]
     if len(given) != 1:
         found = " and ".join(given) or "none"
@@ -40,30 +44,30 @@ def chosen_run(flags: argparse.Namespace) -> str:
 
 
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command and leaves with its exit status.
+    """Runs a command and exits the process.
 
-    0 when it is done, 1 when a signal or the failure of one of several processes stopped it and it can go on from a
-    checkpoint, 2 after a mistake in a setting, 130 when it was interrupted before there was anything to save.
+    The exit status is 0 after success; 1 after a signal or the failure of one of several processes, when the run can
+    resume from a checkpoint; 2 after a mistake in a setting; and 130 after a KeyboardInterrupt, which saves nothing.
 
     Args:
-      command: takes the arguments.
-      argv: the arguments; None for the process's own.
+      command: a function of the arguments.
+      argv: the arguments; None for those of the process.
     """
     try:
         command(sys.argv[1:] if argv is None else argv)
     except SettingError as error:
         leave(2, " ".join(str(error).split()))
     except StoppedRunError as error:
-        sys.exit(f"dcjax: {error}")  # an orderly end: the other processes of the run wait for this one
+        sys.exit(f"dcjax: {error}")  # not `leave`: the other processes of the run wait for an orderly end
     except InterruptedRunError as error:
         leave(1, " ".join(str(error).split()))
     except KeyboardInterrupt:
-        leave(130, "interrupted; what was saved before stays")
+        leave(130, "interrupted; files that were saved before stay")
     sys.exit(0)
 
 
 def leave(status: int, message: str) -> NoReturn:
-    """Prints one line and ends the process at once: threads that are reading or compiling would add their own noise."""
+    """Prints one line and ends the process at once, so that threads still at work do not print errors of their own."""
     sys.stdout.flush()
     print(f"dcjax: {message}", file=sys.stderr, flush=True)
     os._exit(status)

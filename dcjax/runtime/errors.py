@@ -1,4 +1,4 @@
-"""The exception that a user's mistake raises, and the one that something outside of the run does."""
+"""The exceptions for a user's mistake and for a run that is cut off, and the wording of their messages."""
 
 import contextlib
 import difflib
@@ -6,27 +6,27 @@ from collections.abc import Iterable, Iterator, Sequence
 
 
 class SettingError(ValueError):
-    """A setting, file or folder that cannot be used as it stands.
+    """A setting, file or folder cannot be used as it stands.
 
     The message is a single line: the setting, the value found and what would be right. The commands print it without a
-    traceback and leave with exit status 2; library callers catch it as a `ValueError`.
+    traceback and end with exit status 2; library callers can catch it as a `ValueError`.
     """
 
 
 class InterruptedRunError(RuntimeError):
-    """One of several processes failed, or lost the others; the same command goes on from the last checkpoint.
+    """One of several processes failed or lost the others; the same command resumes from the last checkpoint.
 
-    The message is a single line, which the commands print before they leave with exit status 1.
+    The message is a single line, which the commands print before they end with exit status 1.
     """
 
 
 class StoppedRunError(InterruptedRunError):
-    """SIGINT or SIGTERM came; the state is saved, and the same command goes on from there."""
+    """SIGINT or SIGTERM stopped the run; the state is saved, and the same command resumes from there."""
 
 
 @contextlib.contextmanager
 def section(name: str) -> Iterator[None]:
-    """Names the config section in a `ValueError` of a lower layer, whose message begins with its own argument."""
+    """Turns a `ValueError` whose message begins with an argument into a `SettingError` that adds the config section."""
     try:
         yield
     except SettingError:
@@ -36,7 +36,7 @@ def section(name: str) -> Iterator[None]:
 
 
 def unknown_name(setting: str, name: str, table: Iterable[str]) -> SettingError:
-    """The error for a name that is not in a table: it lists the known ones and suggests the nearest."""
+    """The error for a name that is not in a table; it suggests the nearest name and lists the known ones."""
     return SettingError(not_known(setting, name, table))
 
 
@@ -50,7 +50,7 @@ def not_known(setting: str, name: str, table: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The hint at the known name that is nearest; empty where none is near."""
+    """A hint at the nearest known name; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
@@ -61,5 +61,5 @@ def some(names: Sequence[str]) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's message, or the name of an error without one."""
+    """The first line of another library's message, or the error's type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under another name first, then renamed."""
+"""Files that are whole or absent: they are written under another name first, then renamed."""
 
 import os
 import pathlib
@@ -17,6 +17,6 @@ def replace_text(path: pathlib.Path, text: str) -> None:
 def replace_npz(path: pathlib.Path, arrays: dict[str, Any]) -> None:
     """Writes an .npz file so that an interruption leaves either the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:  # a name would be given the suffix .npz
+    with partial.open("wb") as file:  # NumPy would add .npz to a file name
         np.savez(file, **arrays)
     os.replace(partial, path)

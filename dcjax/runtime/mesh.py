@@ -14,11 +14,11 @@ from dcjax.runtime.errors import SettingError
 
 BATCH_AXIS = "data"
 
-# With XLA's default schedule of a CPU program the devices of a process wait for each other without end, in different
-# collectives, and several processes end with a mismatch (seen with jaxlib 0.10.2): independent collectives, such as
-# those of the two views, start on every device in an order of its own. Either flag chooses the other schedule: the
-# first has an effect from jax 0.7.2 to 0.12.0 and is deprecated since 0.9.1, the second came with 0.9.1. As an option
-# of `jax.jit` the flag has no effect; the environment is read when the first device is used.
+# With XLA's default schedule of a CPU program, each device starts independent collectives, such as those of the two
+# views, in an order of its own. The devices of a process then wait for each other without end, and several processes
+# end with a mismatch (seen with jaxlib 0.10.2). Either flag chooses a schedule with one order: the first has an effect
+# from jax 0.7.2 to 0.12.0 and is deprecated since 0.9.1, the second came with 0.9.1. As an option of `jax.jit` the flag
+# has no effect; the environment is read when the first device is used.
 ORDERED_SCHEDULES = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false",
     "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -28,16 +28,16 @@ ORDERED_SCHEDULES = (
 def start_processes(
     address: str | None, processes: int | None, process: int | None, *, heartbeat_timeout_seconds: int
 ) -> None:
-    """Joins the processes of a run; before anything else touches a device.
+    """Joins the processes of a run; to be called before anything touches a device.
 
     Args:
       address: `host:port` of process 0; None where JAX detects the cluster itself (TPU pod slices, Slurm, Open MPI).
-      processes: how many there are; None as above.
-      process: which one this is; None as above.
-      heartbeat_timeout_seconds: when a process that is silent for so long counts as dead, and the others end.
+      processes: the number of processes; None as above.
+      process: the number of this process, from 0; None as above.
+      heartbeat_timeout_seconds: a process that is silent for so long counts as dead, and the others end.
 
     Raises:
-      ValueError: no cluster that JAX detects. Where process 0 does not answer, JAX itself ends this process after five
+      SettingError: JAX detects no cluster. If process 0 does not answer, JAX itself ends this process after five
         minutes.
     """
     order_cpu_collectives()
@@ -49,8 +49,8 @@ def start_processes(
             "--coordinator_address=HOST:PORT --num_processes=N --process_id=I"
         ) from error
     if jax.default_backend() == "cpu":
-        # Programs from the cache ended two processes with mismatched collectives in 5 of 6 runs, freshly compiled ones
-        # in none of 4 (jaxlib 0.10.2).
+        # With programs from the cache, 5 of 6 runs of two processes ended with mismatched collectives; with freshly
+        # compiled ones, none of 4 did (jaxlib 0.10.2).
         jax.config.update("jax_enable_compilation_cache", False)
 
 
@@ -61,10 +61,10 @@ def make_mesh(devices: int = 0) -> Mesh:
       devices: how many of the devices to use; 0 for all, of all processes.
 
     Returns:
-      The mesh, with Auto axes: the compiler partitions, as the global `jax.jit` step expects.
+      The mesh. Its axis is Auto: the compiler partitions, as the global `jax.jit` step expects.
 
     Raises:
-      ValueError: fewer devices than asked for, or a part of the devices asked for with several processes.
+      SettingError: `devices` is negative or more than there are, or several processes are to use only a part of them.
     """
     virtual = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if virtual or getattr(jax.config, "jax_num_cpu_devices", 0) > 1:
@@ -79,7 +79,7 @@ def make_mesh(devices: int = 0) -> Mesh:
 
 
 def order_cpu_collectives() -> None:
-    """Adds the flag of an ordered schedule to `XLA_FLAGS`; before a device is used, and unless the user has set one."""
+    """Adds a flag of `ORDERED_SCHEDULES` to `XLA_FLAGS`, unless the user has set one, before a device is used."""
     flags = os.environ.get("XLA_FLAGS", "")
     if not any(flag.partition("=")[0] in flags for flag in ORDERED_SCHEDULES):
         known = next(filter(_known_to_xla, ORDERED_SCHEDULES), "")
@@ -87,8 +87,8 @@ def order_cpu_collectives() -> None:
 
 
 def _known_to_xla(flag: str) -> bool:
-    # A flag that XLA does not know ends the process. Its library holds the name of every flag that it does know, which
-    # is right for versions to come too; the first name is found within milliseconds.
+    # XLA ends the process if it does not know a flag. Its library contains the name of every flag that it knows, so
+    # this search also holds for later versions; it finds the first name within milliseconds.
     spec = importlib.util.find_spec("jaxlib")
     library = pathlib.Path(spec.origin).parent / "libjax_common.so" if spec and spec.origin else None
     if library is None or not library.is_file():
@@ -108,7 +108,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def check_batch(batch_size: int, mesh: Mesh, *, setting: str = "batch_size") -> None:
-    """Raises `SettingError`, naming the setting, where the devices do not divide the global batch."""
+    """Raises `SettingError`, naming the setting, if the devices do not divide the global batch."""
     if batch_size < 1 or batch_size % mesh.size:
         lower = batch_size // mesh.size * mesh.size
         near = f"{lower} or {lower + mesh.size}" if lower > 0 else f"{mesh.size}"
@@ -122,7 +122,7 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
 
     Args:
       batch: arrays `[n / processes, ...]`.
-      mesh: from `make_mesh`.
+      mesh: the mesh of `make_mesh`.
 
     Returns:
       Global arrays `[n, ...]` sharded over `data`. The transfer is asynchronous.
@@ -138,13 +138,13 @@ def own_rows(array: jax.Array) -> np.ndarray:
 
 
 def from_processes(array: np.ndarray) -> np.ndarray:
-    """What each process holds, on every process, bit for bit.
+    """Gathers the arrays of all processes on every process, bit for bit.
 
     Args:
-      array: of the same shape and dtype on every process.
+      array: this process's array; its shape and dtype are the same on every process.
 
     Returns:
-      `[processes, ...]`. While it is gathered, every device holds it too.
+      `[processes, ...]`. With several processes, every device holds it too while it is gathered.
     """
     if jax.process_count() == 1:
         return array[None]
@@ -153,11 +153,11 @@ def from_processes(array: np.ndarray) -> np.ndarray:
 
 
 def from_process(array: np.ndarray, process: int) -> np.ndarray:
-    """What one process holds, on every process, bit for bit; `array` has the same shape and dtype on all of them."""
+    """Sends the array of one process to all, bit for bit; `array` has the same shape and dtype on every process."""
     received = multihost_utils.broadcast_one_to_all(_as_bytes(array), is_source=jax.process_index() == process)
     return np.asarray(received, np.uint8).view(array.dtype).reshape(array.shape)
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """JAX would round 64-bit numbers to 32 bits on their way."""
+    """The array as bytes, since JAX would round 64-bit numbers to 32 bits in the transfer."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and what they say when one of them is gone."""
+"""The processes of a run: flags by which they find each other, and errors that end all of them when one is gone."""
 
 import argparse
 import contextlib
@@ -16,9 +16,9 @@ LAST_TO_LEAVE_SECONDS = 3
 def add_process_flags(parser: Parser) -> None:
     """Adds the flags by which the processes of a run find each other."""
     parser.add_argument("--distributed", action="store_true", help="join the processes of a pod slice or a cluster")
-    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0, where JAX does not find it")
-    parser.add_argument("--num_processes", type=int, help="with --coordinator_address")
-    parser.add_argument("--process_id", type=int, help="with --coordinator_address")
+    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="process 0, where JAX does not find it")
+    parser.add_argument("--num_processes", type=int, help="how many there are, with --coordinator_address")
+    parser.add_argument("--process_id", type=int, help="which one this is, from 0, with --coordinator_address")
     parser.add_argument(
         "--heartbeat_timeout_seconds",
         type=int,
@@ -28,7 +28,11 @@ def add_process_flags(parser: Parser) -> None:
 
 
 def join_processes(flags: argparse.Namespace) -> None:
-    """Joins the other processes where the flags ask for it."""
+    """Joins the other processes if the flags ask for it.
+
+    Raises:
+      SettingError: the flags are incomplete or malformed, or JAX detects no cluster.
+    """
     given = [flags.coordinator_address, flags.num_processes, flags.process_id]
     if any(value is not None for value in given) and any(value is None for value in given):
         raise SettingError("--coordinator_address, --num_processes and --process_id belong together; give all three")
@@ -40,7 +44,7 @@ def join_processes(flags: argparse.Namespace) -> None:
     if flags.heartbeat_timeout_seconds < 1:
         raise SettingError(f"--heartbeat_timeout_seconds must be at least 1, found {flags.heartbeat_timeout_seconds}")
     if flags.distributed or address is not None:
-        from dcjax.runtime.mesh import start_processes  # late: the flags are read before JAX is imported
+        from dcjax.runtime.mesh import start_processes  # imported here because it loads JAX
 
         if address is not None:
             print(f"dcjax: process {flags.process_id} of {flags.num_processes} joins at {address}", flush=True)
@@ -54,15 +58,16 @@ def join_processes(flags: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def one_of_several() -> Iterator[None]:
-    """Ends this process of a run in a way that the others notice.
+    """Turns a failure of one of several processes into an error that ends it at once, so that the others notice.
 
-    Whatever fails here would otherwise wait for the others to end too, while they wait for its next step. Where the
-    network tells that a process is gone (on CPU), the computation of the others fails, and one line says so. Where they
-    would wait without end (on GPU and TPU, or for a process that hangs), the missing heartbeats end them, with JAX's
-    own message.
+    Otherwise the failed process would wait for the others to end, while they wait for its next step. Where the network
+    tells that a process is gone (on CPU), the computation of the others fails and they report it in one line. Where
+    they would wait without end (on GPU and TPU, or for a process that hangs), the missing heartbeats end them with
+    JAX's own message.
 
     Raises:
-      InterruptedRunError: the connection to the other processes is lost.
+      InterruptedRunError: this process failed, or the connection to the others is lost. A `SettingError`, a
+        `StoppedRunError` and any error of a single process pass unchanged.
     """
     import jax
 
@@ -73,8 +78,8 @@ def one_of_several() -> Iterator[None]:
             raise
         if isinstance(error, SettingError):
             if jax.process_index() == 0:
-                # JAX ends the others as soon as the first process leaves: a mistake that all of them made they answer
-                # before.
+                # JAX ends the others as soon as process 0 ends. This leaves them time to report a mistake that all of
+                # them made.
                 time.sleep(LAST_TO_LEAVE_SECONDS)
             raise
         this = f"process {jax.process_index()} of {jax.process_count()}"
@@ -82,7 +87,7 @@ def one_of_several() -> Iterator[None]:
             reason = str(error).partition("\n")[0]
             raise InterruptedRunError(
                 f"{this} ends because a computation of all processes failed ({reason}); see which one ended first and "
-                "why, then start all of them again: the run goes on from its last checkpoint, if there is one"
+                "why, then start all of them again: the run resumes from its last checkpoint, if there is one"
             ) from error
         traceback.print_exc()
         raise InterruptedRunError(f"{this} failed as shown above, and the others end with it") from error

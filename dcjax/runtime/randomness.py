@@ -1,4 +1,4 @@
-"""Where randomness comes from: one seed, and a stream of its own for every use."""
+"""All randomness derives from one seed, with a separate stream for every use."""
 
 import enum
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 class Stream(enum.IntEnum):
-    """The uses of randomness. A number, once given, keeps its meaning: checkpoints rely on it."""
+    """The uses of randomness. A number must keep its meaning, because checkpoints rely on it."""
 
     PARAMETERS = 0
     ORDER = 1

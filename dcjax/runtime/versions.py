@@ -5,24 +5,24 @@ import os
 import re
 import sys
 
-# As in pyproject.toml; a test holds the two equal. Not read from the package's own metadata: a checkout on PYTHONPATH
-# has none, and an editable install keeps those of the day it was installed.
+# These repeat pyproject.toml; a test checks that they agree. The package's own metadata would not do: a checkout on
+# PYTHONPATH has none, and those of an editable install date from the day of the install.
 JAX_MINIMUM = (0, 7, 2)
 JAX_BROKEN = {"0.10.2": "computes wrong values on CPU without an error (https://github.com/jax-ml/jax/issues/39103)"}
 
 
 def jax_requirement() -> str:
-    """The range as pip takes it."""
+    """The versions of JAX that are allowed, as a requirement for pip."""
     return ",".join([f"jax>={'.'.join(map(str, JAX_MINIMUM))}", *(f"!={version}" for version in JAX_BROKEN)])
 
 
 def jax_problem() -> str | None:
-    """One line on the installed JAX if the package must not run on it; None if it may, or if there is no JAX."""
+    """One line about the installed JAX if the package must not run on it; None if it may, or if there is no JAX."""
     try:
         found = importlib.metadata.version("jax")
     except importlib.metadata.PackageNotFoundError:
-        return None  # the import that needs it says so
-    numbers = re.match(r"\d+(?:\.\d+)*", found)  # a build of one's own is called 0.10.2.dev20260601+abc
+        return None  # the first import of JAX reports it
+    numbers = re.match(r"\d+(?:\.\d+)*", found)  # a local build has a name like 0.10.2.dev20260601+abc
     release = tuple(map(int, numbers[0].split("."))) if numbers else JAX_MINIMUM
     if release < JAX_MINIMUM:
         fault = f"is older than {'.'.join(map(str, JAX_MINIMUM))}"

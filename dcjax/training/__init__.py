@@ -1,1 +1,1 @@
-"""Training: the step, the state, the optimiser, checkpoints, logs and signals."""
+"""Parts of the training: the step, the state, the optimiser, checkpoints, logs and signals."""

@@ -1,4 +1,4 @@
-"""Asynchronous Orbax checkpoints: train state, position and config, in a step folder that is whole or absent."""
+"""Asynchronous Orbax checkpoints of train state, position and config, each in a folder that is whole or absent."""
 
 import os
 import pathlib
@@ -17,17 +17,18 @@ KEEP = 2
 class Checkpointer:
     """Saves and restores a run.
 
-    A step is written under a temporary name and renamed when it is complete, so an interrupted write leaves the earlier
-    checkpoints as they were and is not mistaken for one.
+    A step is written under a temporary name and renamed when it is complete. An interrupted write therefore leaves the
+    earlier checkpoints as they were and is not mistaken for one. The methods `restore_...` raise `SettingError` if a
+    checkpoint cannot be read.
 
     Args:
-      workdir: the run's folder; the checkpoints lie in `workdir/checkpoints/<step>`, the latest two of them.
-      read_only: leave everything as it is, also what a run that is still going is writing.
+      workdir: the run's folder; the latest two checkpoints lie in `workdir/checkpoints/<step>`.
+      read_only: create and delete nothing, since another process may be training the run.
     """
 
     def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
         self._folder = (workdir / FOLDER).absolute()
-        # What an interrupted write left behind is the writer's to clean up.
+        # Only the writer removes temporary folders: they may belong to a write that is still going on.
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEEP, cleanup_tmp_directories=not read_only, create=not read_only
         )
@@ -43,20 +44,20 @@ class Checkpointer:
         return sorted(self._manager.all_steps())
 
     def latest_step(self) -> int | None:
-        """The last complete checkpoint's step, or None."""
+        """The step of the last complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, *, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
-        """Starts writing a checkpoint; returns once the state is copied off the devices.
+        """Starts writing a checkpoint unless the step has one; returns once the state is copied off the devices.
 
         Args:
           step: optimiser steps taken.
           state: the train state, a pytree of arrays.
-          position: JSON values that fix the next batch, and the sums of the log that no line holds yet.
+          position: JSON values that fix the next batch, and the sums of the log since its last regular line.
           config: the run's config as JSON values.
 
         Raises:
-          ValueError: the folder cannot be written to, e.g. because the disk is full.
+          SettingError: the folder cannot be written to, e.g. because the disk is full.
         """
         if step == self.latest_step():
             return
@@ -82,16 +83,16 @@ class Checkpointer:
         """The train state of a checkpoint.
 
         Args:
-          step: which one.
-          template: the state as `jax.ShapeDtypeStruct` with shardings: how it is laid out on the devices of this run.
+          step: the step of the checkpoint.
+          template: the state as `jax.ShapeDtypeStruct` with shardings, which lay it out on the devices of this run.
         """
         return self._restore(step, ocp.args.Composite(state=ocp.args.StandardRestore(template)))["state"]
 
     def restore_saved(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
-        """The train state of a checkpoint as nested dicts, in the shapes that were saved, whatever the data is now."""
+        """The train state of a checkpoint as nested dicts, in the saved shapes and with one sharding for all leaves."""
         try:
             saved = self._manager.item_metadata(step)["state"]
-        except Exception as error:  # as below
+        except Exception as error:  # of any kind, as in `_restore`
             raise self._cannot_read(step, error) from error
         leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved.tree)
         return self.restore_state(step, leaves)
@@ -99,7 +100,7 @@ class Checkpointer:
     def restore_variables(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
         """The variables of the frozen network, without the online classifier.
 
-        The data may have other classes now than the classifier has, or the run may have had no classifier.
+        The classifier is left out because the data may have other classes now.
         """
         state = self.restore_saved(step, sharding)
         params = {name: state["params"].get(name, {}) for name in ("encoder", "projector")}
@@ -109,7 +110,7 @@ class Checkpointer:
         """Waits until everything is on disk.
 
         Raises:
-          ValueError: the last checkpoint could not be written.
+          SettingError: the last checkpoint could not be written.
         """
         try:
             self._manager.close()
@@ -132,22 +133,22 @@ class Checkpointer:
 
     def _cannot_write(self, error: OSError) -> SettingError:
         return SettingError(
-            f"checkpoints cannot be written to {self._folder} ({error}); the earlier ones are as they were"
+            f"checkpoints cannot be written to {self._folder} ({error}); the run can resume from the earlier ones"
         )
 
 
 def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpointer, int]:
-    """The checkpoints of a run, for reading, and the step of the last one, or of the one that is wanted.
+    """The checkpoints of a run, read-only, and `step` or, if that is None, the last step.
 
     Raises:
-      SettingError: there is none, or not that one.
+      SettingError: the run has no complete checkpoint, or none of this step.
     """
     if not (workdir / FOLDER).is_dir():
-        raise SettingError(f"{workdir} holds no checkpoints; name the folder of a run of dcjax.main")
+        raise SettingError(f"{workdir} holds no checkpoints; name the folder of a run of dcjax main")
     checkpointer = Checkpointer(workdir, read_only=True)
     steps = checkpointer.all_steps()
     if not steps:
-        raise SettingError(f"{workdir} holds no complete checkpoint; let dcjax.main reach its first")
+        raise SettingError(f"{workdir} holds no complete checkpoint; train the run until its first")
     if step is not None and step not in steps:
         raise SettingError(
             f"{workdir} holds no complete checkpoint of step {step}; it has {', '.join(map(str, steps))}"
@@ -167,10 +168,10 @@ def abstract_state(state_shapes: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 def check_free_space(workdir: pathlib.Path, state_shapes: Any) -> None:
-    """Raises `ValueError` before the run where the disk has no room for the checkpoints kept and one more."""
+    """Raises `SettingError` if the disk has no room for the checkpoints that are kept and one more."""
     size = (KEEP + 1) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shapes))
     free = shutil.disk_usage(workdir).free
     if free < size:
         raise SettingError(
-            f"--workdir {workdir} has {free / 1e6:.0f} MB free, its checkpoints need {size / 1e6:.0f} MB"
+            f"--workdir {workdir} has {free / 1e6:.0f} MB free, but its checkpoints need {size / 1e6:.0f} MB"
         )

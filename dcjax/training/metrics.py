@@ -1,4 +1,4 @@
-"""The scalars of the steps: averaged, guarded against NaN, and written to metrics.jsonl, TensorBoard and a bar."""
+"""Averages the scalars of the steps, stops at a NaN, and writes metrics.jsonl, TensorBoard and a progress bar."""
 
 import collections
 import json
@@ -17,24 +17,24 @@ from dcjax.runtime.files import replace_text
 
 METRICS_FILE = "metrics.jsonl"
 
-# Steps that the host may run ahead of the device: enough to keep it busy, few enough that neither batches nor unnoticed
-# NaNs pile up.
+# Steps that the host may run ahead of the device: enough to keep the device busy, and few enough that batches do not
+# pile up and a NaN is noticed soon.
 STEPS_IN_FLIGHT = 2
 
-# What must be finite: the step itself, and the parameters and batch statistics that it leaves.
+# These must be finite. The last two are norms of the state after the step.
 GUARDED = ("loss", "gradient_norm", "parameter_norm", "statistics_norm")
 
 
 class MetricsWriter:
     """Writes scalars by step, on the first process only.
 
-    A run that resumes keeps the earlier lines and writes the later ones anew.
+    A run that resumes keeps the lines up to `kept_step` and writes the later ones again.
 
     Args:
       workdir: the run's folder.
       first_step: the step that the run starts or resumes from.
       kept_step: the last step whose line is kept.
-      total_steps: its last step, for the bar.
+      total_steps: the last step of the run, for the bar.
       batch_size: images per step, for the rate.
     """
 
@@ -82,17 +82,19 @@ class MetricsWriter:
 
 
 class NotFiniteError(SettingError):
-    """The loss or the gradient is NaN or infinite."""
+    """A scalar in `GUARDED` is NaN or infinite."""
 
 
 class StepMetrics:
-    """Follows the scalars of the steps a little behind the device, writes their averages and stops at the first NaN.
+    """Reads the scalars of the steps a little behind the device and writes their averages.
+
+    `push` and `drain` raise `NotFiniteError` at the first step whose scalars are not finite.
 
     Args:
-      writer: where the averages go.
-      every: steps to a line; the first step has a line of its own.
-      batch_size: images to a step.
-      sums: `sums` of the checkpoint that the run goes on from, so that its lines are those of a run without a stop.
+      writer: the files and the bar for the averages.
+      every: steps in a line; the first step has a line of its own.
+      batch_size: images per step.
+      sums: the `sums` that a resumed run saved, so that its lines equal those of an uninterrupted run.
     """
 
     def __init__(self, writer: MetricsWriter, *, every: int, batch_size: int, sums: Mapping[str, float]):
@@ -105,22 +107,22 @@ class StepMetrics:
 
     @property
     def sums(self) -> dict[str, float]:
-        """The sums of the scalars since the last regular line, and under `steps` the number of steps; or nothing."""
+        """The sums of the scalars since the last regular line, with the number of steps as `steps`, or nothing."""
         return dict(self._sums)
 
     def push(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the scalars of a step that was just dispatched, and reads those of an earlier one."""
+        """Takes the scalars of a step that was just dispatched, and reads those of an earlier step."""
         self._in_flight.append((step, metrics))
         while len(self._in_flight) > STEPS_IN_FLIGHT:
             self._read()
 
     def drain(self) -> None:
-        """Reads all that was pushed."""
+        """Reads the scalars of all steps that were pushed."""
         while self._in_flight:
             self._read()
 
     def flush(self) -> None:
-        """Writes the average of the steps since the last line, if there was one."""
+        """Writes the average of the steps since the last line, if there were any."""
         if self._read_since:
             now = time.perf_counter()
             steps = self._sums.pop("steps")
@@ -141,8 +143,8 @@ class StepMetrics:
             if not math.isfinite(row[name]):
                 self._in_flight.clear()
                 raise NotFiniteError(
-                    f"{name} is {row[name]} at step {step}; the last checkpoint is good. A lower "
-                    "optimizer.learning_rate (or a longer warm-up) in a new workdir is the usual cure"
+                    f"{name} is {row[name]} at step {step}; the last checkpoint is finite. Train with a lower "
+                    "optimizer.learning_rate or a longer warm-up in a new --workdir"
                 )
         for name, value in {"steps": 1, **row}.items():
             self._sums[name] = self._sums.get(name, 0) + value
@@ -154,7 +156,7 @@ class StepMetrics:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl; a last line that an interruption cut short is left out."""
+    """The lines of metrics.jsonl, without a last line that an interruption cut short."""
     rows = []
     for line in (workdir / METRICS_FILE).read_text().splitlines():
         try:

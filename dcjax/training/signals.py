@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: a run stops between two steps, with a checkpoint."""
+"""SIGINT and SIGTERM stop a run between two steps, with a checkpoint."""
 
 import os
 import signal
@@ -10,11 +10,10 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a request that the loop sees between two steps; a second SIGINT interrupts as
-    usual.
+    """Turns SIGINT and SIGTERM into a request that the loop sees between two steps.
 
-    With several processes it is enough that one of them gets the signal: JAX's preemption service tells the others, and
-    all stop at the same step.
+    A second SIGINT raises KeyboardInterrupt, as usual. With several processes, one of them needs the signal: JAX's
+    preemption service tells the others, and all stop at the same step.
     """
 
     def __init__(self) -> None:
@@ -25,18 +24,18 @@ class StopRequest:
         if jax.process_count() == 1:
             handlers = {signal.SIGINT: self._request, signal.SIGTERM: self._request}
         else:
-            handlers = {signal.SIGINT: self._pass_on}  # SIGTERM is the service's
+            handlers = {signal.SIGINT: self._pass_on}  # the preemption service handles SIGTERM
         try:
             self._before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        except ValueError:  # not the main thread: whoever runs it there handles signals
+        except ValueError:  # outside the main thread Python refuses handlers; the caller handles signals there
             self._before = {}
         return self
 
     def reached(self, step: int) -> bool:
-        """Whether to stop before another step; every process asks at every step.
+        """Whether to stop now; every process must ask at every step.
 
         Args:
-          step: steps taken.
+          step: optimiser steps taken.
         """
         return self._requested or multihost_utils.reached_preemption_sync_point(step)
 
@@ -56,4 +55,4 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if self._before and jax.process_count() > 1:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # after the loop the service would only swallow it
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # after the loop, the service would ignore the signal

@@ -13,7 +13,7 @@ from dcjax.runtime.randomness import Stream, device_key
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training carries from step to step, and all of it that a checkpoint saves.
+    """The whole state that training carries from step to step and that a checkpoint saves.
 
     Attributes:
       step: number of optimiser steps taken, int32 scalar.
@@ -38,7 +38,7 @@ class TrainState:
 def init_state(
     network: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, image_size: int
 ) -> TrainState:
-    """The state before the first step; pure, so that it can be evaluated for its shapes or jitted with shardings.
+    """The state before the first step. The function is pure, so `jax.eval_shape` and `jax.jit` accept it.
 
     Args:
       network: a `dcjax.models.network.Network`.

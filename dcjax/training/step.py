@@ -1,4 +1,4 @@
-"""The step of the training: a pure function of the state and a batch."""
+"""The training step: a pure function of the state and a batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,16 +20,16 @@ TrainStep = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, dict[
 def make_objective(
     network: nn.Module, loss: Callable[[jax.Array, jax.Array], jax.Array], *, seed: int
 ) -> Callable[..., Any]:
-    """What a step minimises: the contrastive loss of two views, and the loss of the online classifier.
+    """The objective of a step: the contrastive loss of two views plus the loss of the online classifier.
 
     Args:
       network: a `dcjax.models.Network`.
-      loss: of the embeddings of both views.
-      seed: the run's seed; what the projector draws for a step, the same for both views, follows from it.
+      loss: a function of the embeddings of both views.
+      seed: the run's seed, from which the projector draws in each step, the same for both views.
 
     Returns:
-      A pure function of `(params, state, x, x_prime, labels)` to the objective and `(batch_stats, metrics)`; `state`
-      gives the batch statistics and the fixed matrices.
+      A pure function from `(params, state, x, x_prime, labels)` to the objective and `(batch_stats, metrics)`; `state`
+      gives the step, the batch statistics and the fixed matrices.
     """
 
     def objective(
@@ -73,8 +73,18 @@ def make_train_step(
 ) -> TrainStep:
     """The pure step of a global batch: augment, encode each view, project, contrast, update.
 
+    Args:
+      network: a `dcjax.models.Network`.
+      optimizer: the optimiser, with the learning rate.
+      schedule: the learning rate by step, for the scalars only.
+      loss: a function of the embeddings of both views.
+      augmentation: the settings of the two views.
+      image_size: side of the views in pixels.
+      seed: the run's seed.
+      mesh: the devices.
+
     Returns:
-      A function of the state and a batch of `image`, `label` and `position` to the next state and the step's scalars.
+      A function from the state and a batch of `image`, `label` and `position` to the next state and the step's scalars.
     """
     objective = make_objective(network, loss, seed=seed)
 
@@ -88,7 +98,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "gradient_norm": optax.tree.norm(gradient),
-            # Of the state that this step leaves: what a checkpoint holds has been seen to be finite.
+            # Norms of the new state, so that a state is known to be finite before it is saved.
             "parameter_norm": optax.tree.norm(params),
             "statistics_norm": optax.tree.norm(batch_stats),
             "learning_rate": schedule(state.step),
