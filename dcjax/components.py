@@ -4,6 +4,7 @@ Config objects end here, in `pretrain`, in the probe's protocol and in the comma
 keyword arguments and names them in its errors; `section` adds the config's section.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -271,7 +272,6 @@ def load_run(
     """
     checkpointer, step = open_run(workdir)
     changes = {"devices": devices, **({} if data_dir is None else {"data.dir": data_dir})}
-    components = build(with_values(read_config(workdir), changes))
-    variables = checkpointer.restore_variables(step, replicated(components.mesh))
-    checkpointer.close()
-    return components, variables, step
+    with contextlib.closing(checkpointer):
+        components = build(with_values(read_config(workdir), changes))
+        return components, checkpointer.restore_variables(step, replicated(components.mesh)), step

@@ -109,7 +109,11 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         for entry in KEYS.values():
             if entry.name.rpartition(".")[0] == name:
                 about = "; ".join(filter(None, (entry.rule.help, entry.range)))
-                group.add_argument(f"--config.{entry.name}", metavar="VALUE", help=about.replace("%", "%%"))
+                group.add_argument(
+                    f"--config.{entry.name}",
+                    metavar="VALUE",
+                    help=f"{about} (recipe: {entry.default})".replace("%", "%%"),
+                )
 
 
 def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:

@@ -1,5 +1,6 @@
 """Loads the encoder of a checkpoint, without the data set of its run, to encode other images."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -104,7 +105,7 @@ class Encoder:
 
 
 def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
-    """Loads the encoder of a run without opening its data set.
+    """Loads the encoder of a run without opening its data set, in a single process.
 
     Args:
       run_or_checkpoint: the run's folder, for its last checkpoint, or one of the folders in its `checkpoints/`.
@@ -119,10 +120,10 @@ def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
     if path.parent.name == FOLDER and path.name.isdecimal():
         path, step = path.parent.parent, int(path.name)
     checkpointer, step = open_run(path, step)
-    _, saved = checkpointer.restore_record(step)
-    config = from_saved(saved, path / FOLDER / str(step), remedy="load it with the version of dcjax that wrote it")
-    variables = checkpointer.restore_variables(step, replicated(make_mesh(1)))
-    checkpointer.close()
+    with contextlib.closing(checkpointer):
+        _, saved = checkpointer.restore_record(step)
+        config = from_saved(saved, path / FOLDER / str(step), remedy="load it with the version of dcjax that wrote it")
+        variables = checkpointer.restore_variables(step, replicated(make_mesh(1)))
     module, _ = make_modules(config, jax.numpy.float32)
     collections = {name: variables[name].get("encoder", {}) for name in ("params", "batch_stats", "constants")}
     return Encoder(module, collections, config, step)

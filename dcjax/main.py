@@ -31,15 +31,16 @@ def main(argv: Sequence[str]) -> None:
     name = "-".join([pathlib.Path(file).stem, *argument.split(",")] if argument else [pathlib.Path(file).stem])
     workdir = flags.workdir or pathlib.Path("runs") / name
 
-    # Imported here because both load JAX: an unknown flag or a mistake in the config is reported before that.
+    processes.join_processes(flags)
+
+    # Imported here because both load JAX: a mistake on the command line is reported before that.
     from dcjax.evaluation.protocol import probe
     from dcjax.pretrain import pretrain
 
-    processes.join_processes(flags)
     with processes.one_of_several():
         pretrain(config, workdir, extend=flags.extend)
         if config.probe.after_training:
-            probe(workdir)
+            probe(workdir, devices=config.devices)
 
 
 if __name__ == "__main__":

@@ -361,12 +361,12 @@ def open_workdir(workdir: str | os.PathLike[str], *, extend: bool) -> pathlib.Pa
     Raises:
       SettingError: the folder is an address, cannot be created or written to, or holds no run to extend.
     """
+    if "://" in str(workdir):
+        raise SettingError(f"--workdir must be a path that every host has mounted, found the address {workdir}")
     if extend and not holds_checkpoint(workdir):
         raise SettingError(
             f"--extend resumes a run, but --workdir {workdir} holds none; leave --extend out to begin one"
         )
-    if "://" in str(workdir):
-        raise SettingError(f"--workdir must be a path that every host has mounted, found the address {workdir}")
     path = pathlib.Path(workdir).expanduser().absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)

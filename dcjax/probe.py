@@ -37,10 +37,11 @@ def main(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     workdir = cli.chosen_run(flags)
 
+    processes.join_processes(flags)
+
     # Imported here because it loads JAX: a mistake in the flags is reported before that.
     from dcjax.evaluation.protocol import probe
 
-    processes.join_processes(flags)
     with processes.one_of_several():
         probe(
             workdir,

@@ -75,9 +75,9 @@ class ProjectorConfig:
     """The map from the representation r to the embedding z."""
 
     name: str = key("direct", "name of the projector", table="dcjax.models:PROJECTORS")
-    d0: int = key(360, "entries of r that the loss sees, at most the width of r; 360 of 2048 in the paper")
-    hidden: int = key(2048, "hidden width of the projector mlp")
-    features: int = key(128, "width of z for the projectors linear and mlp")
+    d0: int = key(360, "entries of r that the loss sees, at most the width of r; 360 of 2048 in the paper", least=1)
+    hidden: int = key(2048, "hidden width of the projector mlp", least=1)
+    features: int = key(128, "width of z for the projectors linear and mlp", least=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +119,7 @@ class DataConfig:
     test_split: str = key("validation", "split to test on; empty: no test images")
     image_size: int = key(224, "side of a crop in pixels", least=1)
     stored_size: int = key(0, "side in pixels of stored images that all have one size; 0 if sizes vary", least=0)
-    threads: int = key(16, "threads that read and decode", least=0, may_change=True)
+    threads: int = key(16, "threads that read and decode; 0: the main thread does", least=0, may_change=True)
     max_damaged: float = key(
         0.001, "share of the images that may be damaged; each is replaced by the next one", least=0, below=1,
         may_change=True,
@@ -186,7 +186,7 @@ class Config:
 
     seed: int = key(0, "seed of parameters, order, augmentation and probe", least=0, below=2**32)
     batch_size: int = key(4096, "images per step, over all devices", least=1)
-    total_epochs: float = key(100.0, "length of the run in epochs", least=0)
+    total_epochs: float = key(100.0, "length of the run in epochs", above=0)
     total_steps: int | None = key(None, "length of the run in steps; replaces total_epochs", least=1)
     devices: int = key(0, "how many devices to use; 0: all", least=0, may_change=True)
     log_every_steps: int = key(50, "steps from one line of metrics.jsonl to the next", least=1, may_change=True)

@@ -198,6 +198,8 @@ def test_bad_input(run, tmp_path):
         probe(run["cached"], labels_per_class=1000)
     with pytest.raises(SettingError, match=r"--export .* cannot be written"):
         probe(run["cached"], features="all", export=str(tmp_path / "no" / "such" / "file.npz"))
+    with pytest.raises(SettingError, match=r"--export .* is a folder; name a file"):
+        probe(run["cached"], features="all", export=str(tmp_path))
     with pytest.raises(SettingError, match="invalid choice: 'half'"):
         main(["--workdir=x", "--features=half"])
     with pytest.raises(SettingError, match="--workdir"):

@@ -270,6 +270,8 @@ def run_sgd(
 
 def check_export(path: str) -> None:
     """Raises `SettingError` if features cannot be written there; to be called before they are computed."""
+    if pathlib.Path(path).is_dir():
+        raise SettingError(f"--export {path} is a folder; name a file")
     try:
         tempfile.TemporaryFile(dir=pathlib.Path(path).absolute().parent).close()
     except OSError as error:
