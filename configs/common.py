@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from dcjax.schema import defaults
+from dcjax.schema import Config, as_config_dict
 
 
 def recipe() -> ConfigDict:
@@ -10,7 +10,7 @@ def recipe() -> ConfigDict:
 
     `dcjax.schema` lists the keys and their defaults.
     """
-    return defaults()
+    return as_config_dict(Config())
 
 
 def small_images(config: ConfigDict, *, dataset: str, size: int, test_split: str) -> None:

@@ -1,7 +1,7 @@
 """DirectCLR: the loss acts on the first d0 entries of the representation, without a trained projector (Table 1).
 
-Command:   python -m dcjax.main --config=configs/directclr.py --workdir=runs/directclr
-           python -m dcjax.main --config=configs/directclr.py:cifar10 --config.data.name=folder --config.data.dir=DIR
+Command:   dcjax main --config=configs/directclr.py --workdir=runs/directclr
+           dcjax main --config=configs/directclr.py:cifar10 --config.data.name=folder --config.data.dir=DIR
 Argument:  imagenet (default), folder, cifar10, tiny_imagenet
 Hardware:  ImageNet: the paper used 32 V100, 128 images each; any number of devices that divides the batch works.
            cifar10 and tiny_imagenet (a ResNet-18): one accelerator, or two CPU cores for a short run.

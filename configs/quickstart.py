@@ -1,6 +1,6 @@
 """DirectCLR on scikit-learn's handwritten digits: nothing to download.
 
-Command:   python -m dcjax.main --config=configs/quickstart.py
+Command:   dcjax main --config=configs/quickstart.py
 Hardware:  two CPU cores
 Time:      one to two minutes, compilation and probes included
 Expect:    about 96 % for r with 10 labels of each class and 99 % with all labels; 90 % and 97.5 % for raw pixels,

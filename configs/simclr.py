@@ -1,7 +1,7 @@
 r"""SimCLR with each projector of Tables 1 and 2, and with the random subvector of section 6.
 
-Command:   python -m dcjax.main --config=configs/simclr.py:mlp --workdir=runs/simclr-mlp
-           python -m dcjax.main --config=configs/simclr.py:linear,cifar10 --config.data.name=folder \
+Command:   dcjax main --config=configs/simclr.py:mlp --workdir=runs/simclr-mlp
+           dcjax main --config=configs/simclr.py:linear,cifar10 --config.data.name=folder \
                --config.data.dir=DIR
 Argument:  mlp, linear, none, orthogonal, diagonal, low_rank, low_rank_diagonal, direct or random_subset; after a comma
            the data set (imagenet, folder, cifar10, tiny_imagenet)

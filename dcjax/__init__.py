@@ -11,7 +11,7 @@ from dcjax.runtime import cli as _cli
 from dcjax.runtime import versions as _versions
 
 if _typing.TYPE_CHECKING:
-    from dcjax import collapse, config, data, evaluation, losses, models, pretrain, toy
+    from dcjax import collapse, config, data, evaluation, losses, models, pretrain, schema, toy
     from dcjax.encoder import Encoder, load_encoder
     from dcjax.runtime.errors import InterruptedRunError, SettingError, StoppedRunError
 
@@ -29,6 +29,7 @@ __all__ = [
     "losses",
     "models",
     "pretrain",
+    "schema",
     "toy",
 ]
 _FROM = {"Encoder": "encoder", "load_encoder": "encoder"} | dict.fromkeys(

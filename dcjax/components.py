@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,17 +31,17 @@ from dcjax.data import (
 from dcjax.data.augment import normalize
 from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
 from dcjax.models import Network, make_encoder, make_projector, smallest_image
-from dcjax.runtime.errors import SettingError, section
+from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import check_batch, make_mesh, replicated
 from dcjax.runtime.randomness import Stream, host_seed
-from dcjax.schema import Config, DataConfig, check_config, with_values
+from dcjax.schema import Config, DataConfig, check_config, section, with_values
 from dcjax.training.checkpoint import open_run
 
 PREFETCH = 2  # batches that the host reads ahead
 EVAL_IMAGES = 128  # images that a device encodes at a time; at 224 px, a ResNet-50's float32 activations take 3 GB
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Components:
     """The parts of a run.
 
@@ -128,7 +129,7 @@ class Components:
     @functools.cached_property
     def exact_network(self) -> Network:
         """The network without its classifier, in float32: bfloat16's noise would hide the collapse of a spectrum."""
-        return frozen(self.network, jnp.float32)
+        return Network(*make_modules(self.config, jnp.float32), classes=0)
 
     @functools.cached_property
     def encode(self) -> Encode:
@@ -146,8 +147,8 @@ class Components:
         batches = self.eval_batches(source)
         return extract(self.encode, variables, batches, self.mesh, images=len(source), keep=keep)
 
-    def check_labels(self) -> None:
-        """Raises `SettingError` if the data cannot be probed: it has fewer than two classes, or no test split."""
+    def check_probe(self) -> None:
+        """Raises `SettingError` if the probe's settings and the data do not fit each other, before any work is done."""
         data, classes = self.config.data, self.train_source.classes
         if len(classes) < 2:
             found = f"the single class '{classes[0]}'" if classes else "images without class folders"
@@ -155,6 +156,11 @@ class Components:
             raise SettingError(f"a probe needs images of two classes or more, but {where} holds {found}")
         if not data.test_split:
             raise SettingError("a probe needs a test split, but data.test_split is empty; name a split")
+        neighbors, images = self.config.probe.neighbors, len(self.train_source)
+        if neighbors > images:
+            raise SettingError(f"probe.neighbors must be at most the {images} training images, found {neighbors}")
+        if not self.config.probe.cached:
+            self.sgd_batch_size(images)
 
     def sgd_batch_size(self, images: int) -> int:
         """The batch size of the SGD probe: `probe.batch_size`, or less for a source that is smaller than this.
@@ -170,14 +176,6 @@ class Components:
             return max(images // self.mesh.size, 1) * self.mesh.size
         check_batch(batch_size, self.mesh, setting="probe.batch_size")
         return batch_size
-
-
-def frozen(network: Network, dtype: Any = None) -> Network:
-    """The network without its classifier; it computes in `dtype` if one is given."""
-    parts: dict[str, Any] = {"encoder": network.encoder, "projector": network.projector}
-    if dtype is not None:
-        parts = {name: part.clone(dtype=dtype) if hasattr(part, "dtype") else part for name, part in parts.items()}
-    return network.clone(classes=0, **parts)
 
 
 def build(config: ConfigDict | Config) -> Components:
@@ -204,12 +202,12 @@ def build(config: ConfigDict | Config) -> Components:
     train_source, test_source = open_split(data, "train_split"), None
     if train_source.classes and data.test_split:
         test_source = open_split(data, "test_split", classes=train_source.classes)
+    if len(test_source or train_source) < 2:
+        raise SettingError("the spectrum at the end of a run needs two images or more, but the data has a single one")
     network = Network(encoder, projector, classes=len(train_source.classes))
     components = Components(checked, mesh, train_source, test_source, network, augmentation)
     if checked.probe.after_training:
-        components.check_labels()
-        if not checked.probe.cached:
-            components.sgd_batch_size(len(train_source))
+        components.check_probe()
     return components
 
 
@@ -235,7 +233,11 @@ def open_split(data: DataConfig, key: str, *, classes: Sequence[str] = ()) -> So
             remedy = "; leave it empty to go without test images" if key == "test_split" else ""
             raise ValueError(f"{str(error).replace('split', key, 1)}{remedy}") from error
         source = TolerantSource(source, data.max_damaged)
-    return FixedSizeImages(source, data.stored_size) if data.stored_size else source
+        if not data.stored_size:
+            return source
+        source = FixedSizeImages(source, data.stored_size)
+        source.read_many(np.zeros(1, np.int64))  # a wrong size is found now rather than after compilation
+        return source
 
 
 def make_modules(config: Config, dtype: Any = None) -> tuple[Any, Any]:

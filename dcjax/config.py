@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 import dcjax
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
-from dcjax.schema import KEYS, SECTIONS, Config, flatten, from_keys, unknown_key
+from dcjax.schema import KEYS, SECTIONS, Config, as_config_dict, flatten, from_keys, unknown_key
 
 CONFIG_FILE = "config.json"
 # The length of a run. It changes the learning-rate schedule, so `dcjax.pretrain.check_length` decides on a new length.
@@ -78,10 +78,9 @@ def load_config(spec: str) -> Any:
     if not isinstance(config, ConfigDict):
         raise SettingError(f"--config={spec}: get_config() must return a ConfigDict, found {type(config).__name__}")
     try:
-        from_keys(flatten(config))
+        return as_config_dict(from_keys(flatten(config))).lock()
     except SettingError as error:
         raise SettingError(f"--config={spec}: {error}") from error
-    return config.lock()
 
 
 @contextlib.contextmanager
@@ -108,7 +107,8 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
         group = parser.add_argument_group(f"config: {name}" if name else "config", (kind.__doc__ or "").split(". ")[0])
         for entry in KEYS.values():
             if entry.name.rpartition(".")[0] == name:
-                about = "; ".join(filter(None, (entry.rule.help, entry.range)))
+                free = "a resumed run may change it" if entry.rule.may_change else ""
+                about = "; ".join(filter(None, (entry.rule.help, entry.range, free)))
                 group.add_argument(
                     f"--config.{entry.name}",
                     metavar="VALUE",
@@ -116,7 +116,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
                 )
 
 
-def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     """Loads the config file that a command line names and applies the `--config.KEY` flags.
 
     Args:
@@ -124,11 +124,11 @@ def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> t
       argv: the arguments without the program's name.
 
     Returns:
-      The ConfigDict, and all flags.
+      The checked config, and all flags.
 
     Raises:
-      SettingError: `--config` is missing, a key or flag is unknown, a key cannot have its value, or `load_config`
-        fails.
+      SettingError: `--config` is missing, a key or flag is unknown, a key cannot have its value or would have no
+        effect, or `load_config` fails.
     """
     flags, rest = parser.parse_known_args(argv)
     for argument in rest:
@@ -138,9 +138,14 @@ def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> t
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if not flags.config:
         parser.error("--config=FILE is required, e.g. --config=configs/quickstart.py")
-    config = load_config(flags.config)
-    given = {name: text for name in KEYS if (text := getattr(flags, f"config.{name}")) is not None}
-    config.update_from_flattened_dict({name: KEYS[name].parse(text) for name, text in given.items()})
+    texts = {name: getattr(flags, f"config.{name}") for name in KEYS}
+    given = {name: KEYS[name].parse(text) for name, text in texts.items() if text is not None}
+    config = from_keys(flatten(load_config(flags.config)) | given)
+    counts = {"total_epochs": config.total_steps, "optimizer.warmup_epochs": config.optimizer.warmup_steps}
+    for epochs, steps in counts.items():
+        if epochs in given and steps is not None:
+            name = epochs.replace("epochs", "steps")
+            raise SettingError(f"{epochs} has no effect because {name} is {steps}; add --config.{name}=none")
     return config, flags
 
 
@@ -199,7 +204,8 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
     Raises:
       SettingError: keys differ that may not change and are not in `LENGTH`.
     """
-    old, new = flatten(saved), flatten(config)
+    # A version of the package without a key trained with the default that it has now.
+    old, new = flatten(Config()) | flatten(saved), flatten(config)
     free = {name for name, entry in KEYS.items() if entry.rule.may_change} | set(LENGTH)
     differing = [
         f"{name} ({old.get(name, 'absent')} in the checkpoint, {new.get(name, 'absent')} now)"
@@ -210,3 +216,35 @@ def check_same_run(saved: dict[str, Any], config: Config) -> None:
         raise SettingError(
             f"workdir holds a run with another config: {', '.join(differing)}; use the old values or another --workdir"
         )
+
+
+def markdown() -> str:
+    """The text of docs/config.md, which lists all keys."""
+    lines = [
+        "# Config keys",
+        "",
+        "Any key can be set in a config file (`config.batch_size = 1024`) or on the command line "
+        "(`--config.batch_size=1024`). A resumed run may change the keys marked with a star.",
+    ]
+    for section in ("", *SECTIONS):
+        about = (SECTIONS.get(section, Config).__doc__ or "").replace("A checked config. ", "")
+        lines += [
+            "",
+            f"## `{section}`" if section else "## The run",
+            "",
+            about,
+            "",
+            "| key | default | allowed | meaning |",
+        ]
+        lines.append("|---|---|---|---|")
+        for name, entry in KEYS.items():
+            if name.rpartition(".")[0] == section:
+                star = " *" if entry.rule.may_change else ""
+                allowed = f"`{entry.range}`" if entry.rule.table else entry.range or entry.kind
+                default = json.dumps(entry.default)
+                lines.append(f"| `{name}`{star} | `{default}` | {allowed} | {entry.rule.help} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown())

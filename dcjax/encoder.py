@@ -22,7 +22,7 @@ from dcjax.schema import Config
 from dcjax.training.checkpoint import FOLDER, open_run
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Encoder:
     """A frozen encoder.
 
@@ -49,27 +49,32 @@ class Encoder:
         Args:
           images: RGB, `[n, h, w, 3]` or a sequence of images `[h, w, 3]` of any sizes. They are uint8, or floats in
             [0, 1], which are rounded to 8 bits because training images have 8 bits.
-          batch_size: images that are encoded at a time; the last batch is padded.
+          batch_size: images that are encoded at a time, at most; batches are padded to a power of two or to this.
 
         Returns:
           r, `[n, d]` float32.
 
         Raises:
-          ValueError: an image has another shape, dtype or range, or the batch size is below 1.
+          ValueError: an image has another shape, dtype or range, or the batch size is not a number of images.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}")
-        if isinstance(images, np.ndarray) and images.ndim != 4:
-            raise ValueError(f"images must be [n, h, w, 3] or a sequence of [h, w, 3], found the shape {images.shape}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, found {batch_size}")
+        if not isinstance(images, Sequence | np.ndarray) or (isinstance(images, np.ndarray) and images.ndim != 4):
+            found = f"the shape {images.shape}" if isinstance(images, np.ndarray) else type(images).__name__
+            raise ValueError(f"images must be [n, h, w, 3] or a sequence of [h, w, 3], found {found}")
         side = self.config.data.stored_size or self.config.data.image_size
-        found = []
+        batch_size = min(batch_size, 1 << max(len(images) - 1, 0).bit_length())  # few sizes, so few compilations
+        rows: list[Any] = []
         for start in range(0, len(images), batch_size):
             batch = np.zeros((batch_size, side, side, 3), np.uint8)
             chunk = images[start : start + batch_size]
             for place, image in zip(batch, chunk, strict=False):
                 place[:] = self._preprocess(np.asarray(image))
-            found.append(np.asarray(self._compiled(self.variables, batch))[: len(chunk)])
-        return np.concatenate(found) if found else np.zeros((0, self.module.features), np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+            rows.append(self._compiled(self.variables, batch)[: len(chunk)])
+            if len(rows) > 1:  # fetched while the next batch is computed
+                rows[-2] = np.asarray(rows[-2])
+        module: Any = self.module
+        return np.concatenate(rows) if rows else np.zeros((0, module.features), np.float32)
 
     def _preprocess(self, image: np.ndarray) -> np.ndarray:
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -117,7 +122,7 @@ def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
       SettingError: there is no checkpoint, it is damaged, or another version of the package wrote it.
     """
     path, step = pathlib.Path(run_or_checkpoint).expanduser().absolute(), None
-    if path.parent.name == FOLDER and path.name.isdecimal():
+    if path.parent.name == FOLDER and path.name.isdecimal() and not (path / FOLDER).is_dir():
         path, step = path.parent.parent, int(path.name)
     checkpointer, step = open_run(path, step)
     with contextlib.closing(checkpointer):

@@ -20,11 +20,11 @@ from dcjax.config import check_same_run, write_config
 from dcjax.data import Subset
 from dcjax.evaluation import spectrum_of_processes
 from dcjax.losses import LOSSES, takes_blocks
-from dcjax.runtime.errors import SettingError, StoppedRunError, section
+from dcjax.runtime.errors import SettingError, StoppedRunError
 from dcjax.runtime.files import replace_npz
 from dcjax.runtime.mesh import batch_sharding, check_batch, replicated, to_devices
 from dcjax.runtime.randomness import Stream
-from dcjax.schema import Config, flatten, from_keys
+from dcjax.schema import Config, flatten, from_keys, section
 from dcjax.training.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
 from dcjax.training.metrics import MetricsWriter, NotFiniteError, StepMetrics
 from dcjax.training.optim import lars, warmup_cosine
@@ -61,17 +61,17 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
         the gradient or the state is not finite. Checkpoints that were written stay.
       StoppedRunError: SIGINT or SIGTERM stopped the run; the state is saved.
     """
-    # The devices, the data, the modules, the folder.
+    # The devices, the data, the modules, the step, the folder.
     components = build(config)
     settings, mesh, source = components.config, components.mesh, components.train_source
     check_batch(settings.batch_size, mesh)
     total_steps, _ = run_lengths(settings, len(source))
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
+    train_step = compile_step(components, optimizer, schedule)
     workdir = open_workdir(workdir, extend=extend)  # last, so that a refused command leaves nothing behind
 
-    # The step, and the state from the checkpoint or from the seed.
-    train_step = compile_step(components, optimizer, schedule)
+    # The state, from the checkpoint or from the seed.
     checkpointer = Checkpointer(workdir)
     state, saved = start_or_resume(components, optimizer, checkpointer, workdir)
     step = saved.step if saved else 0
@@ -185,6 +185,10 @@ def make_schedule(config: Config, images: int) -> optax.Schedule:
     """The learning-rate schedule of a config; `images` is the number of training images."""
     total_steps, warmup_steps = run_lengths(config, images)
     settings = config.optimizer
+    if warmup_steps >= total_steps:
+        name = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps"
+        found = f"{warmup_steps} of {total_steps} steps"
+        raise SettingError(f"optimizer.{name} must give a warm-up that is shorter than the run, found {found}")
     with section("optimizer"):
         return warmup_cosine(
             learning_rate=settings.learning_rate,
@@ -216,8 +220,6 @@ def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], ja
     """
     loss = functools.partial(LOSSES[config.loss.name], temperature=config.loss.temperature)
     block_size = config.loss.block_size
-    if block_size not in ("auto", "none") and not (block_size.isdecimal() and int(block_size)):
-        raise SettingError(f"loss.block_size must be auto, none or a whole number of at least 1, found {block_size}")
     if not takes_blocks(loss):
         if block_size.isdecimal():
             raise SettingError(

@@ -3,16 +3,17 @@
 Config files, `--config.KEY=VALUE` flags and a run's `config.json` are all checked against these dataclasses. The module
 does not import JAX, so that a mistake is reported before JAX starts. docs/config.md lists the keys; it is written by
 
-    python -m dcjax.schema > docs/config.md
+    python -m dcjax.config > docs/config.md
 """
 
 import ast
+import contextlib
 import dataclasses
 import importlib
-import json
 import math
+import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -36,6 +37,7 @@ class Rule:
       least, most: inclusive bounds of a number, or of each number of a tuple.
       above, below: exclusive bounds.
       choices: the allowed names.
+      form: a regular expression that a text matches, and its words.
       table: `module:TABLE`, a dict whose keys are the allowed names; `check_config` imports it.
       may_change: whether a resumed run may have another value, because the key does not decide what the run trains.
     """
@@ -46,6 +48,7 @@ class Rule:
     above: float | None = None
     below: float | None = None
     choices: tuple[str, ...] = ()
+    form: tuple[str, str] = ("", "")
     table: str = ""
     may_change: bool = False
 
@@ -89,6 +92,7 @@ class LossConfig:
     block_size: str = key(
         "auto",
         "rows of a tile of the logits; none: all logits at once; auto: tiles if a device would hold many logits",
+        form=(r"auto|none|[1-9]\d*", "auto, none or a whole number of at least 1"),
         may_change=True,
     )
 
@@ -230,7 +234,7 @@ class Key:
         rule = self.rule
         bounds = {"above": rule.above, "at least": rule.least, "at most": rule.most, "below": rule.below}
         words = " and ".join(f"{word} {bound:.12g}" for word, bound in bounds.items() if bound is not None)
-        return words or " or ".join(rule.choices) or rule.table.replace(":", ".")
+        return words or rule.form[1] or " or ".join(rule.choices) or rule.table.replace(":", ".")
 
     def check(self, value: Any) -> Any:
         """Checks a value and converts it to the key's type: lists to tuples, and whole numbers to floats.
@@ -240,7 +244,7 @@ class Key:
         """
         try:
             value = _converted(value, self.type)
-        except TypeError:
+        except (TypeError, OverflowError):
             raise SettingError(f"{self.name} must be {self.kind}, found {value!r}") from None
         rule, numbers = self.rule, value if isinstance(value, tuple) else (value,)
         for number in numbers:
@@ -253,6 +257,8 @@ class Key:
                 and (rule.below is None or number < rule.below)
             ):
                 raise SettingError(f"{self.name} must be {self.range}, found {value}")
+        if rule.form[0] and not re.fullmatch(rule.form[0], str(value)):
+            raise SettingError(f"{self.name} must be {self.range}, found {value}")
         if rule.choices and value not in rule.choices:
             raise unknown_name(self.name, str(value), rule.choices)
         return value
@@ -268,7 +274,7 @@ class Key:
         words = {"true": True, "false": False, "none": None}
         try:
             value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # what `literal_eval` may raise
             value = text
         return self.check(value)
 
@@ -295,14 +301,34 @@ KEYS = {
 }
 
 
-def defaults() -> ConfigDict:
-    """The paper's recipe as a ConfigDict, for a config file to change; each key keeps its type."""
+def as_config_dict(config: "Config") -> ConfigDict:
+    """The config as a ConfigDict, for a config file or a user to change; each key keeps its type."""
     values: dict[str, Any] = {name: {} for name in SECTIONS}
     for name, entry in KEYS.items():
         section, _, last = name.rpartition(".")
-        value = placeholder(int) if entry.type == int | None else entry.default
+        value = getattr(getattr(config, section) if section else config, last)
+        if entry.type == int | None and value is None:
+            value = placeholder(int)
         (values[section] if section else values)[last] = value
     return ConfigDict(values)
+
+
+@contextlib.contextmanager
+def section(name: str) -> Iterator[None]:
+    """Names the section's key in an error of a lower layer, whose message begins with its own argument.
+
+    An error whose message begins with anything else passes unchanged.
+
+    Raises:
+      SettingError: the `ValueError` of a lower layer was about a key of this section.
+    """
+    try:
+        yield
+    except ValueError as error:
+        first = re.match(r"\w*", str(error))
+        if first is None or f"{name}.{first[0]}" not in KEYS:
+            raise
+        raise SettingError(f"{name}.{error}") from error
 
 
 def from_keys(values: Mapping[str, Any]) -> Config:
@@ -327,7 +353,9 @@ def check_config(config: "ConfigDict | Config | Mapping[str, Any]") -> Config:
     Raises:
       SettingError: as `from_keys`, or a name is not in its table; the tables are imported for this, and with them JAX.
     """
-    checked = config if isinstance(config, Config) else from_keys(flatten(config))
+    if not isinstance(config, ConfigDict | Config | Mapping):
+        raise SettingError(f"a config must be a ConfigDict, found {type(config).__name__}")
+    checked = from_keys(flatten(config))
     for name, value in flatten(checked).items():
         if KEYS[name].rule.table:
             module, _, table = KEYS[name].rule.table.partition(":")
@@ -343,7 +371,7 @@ def with_values(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested config (ConfigDict, dataclass or mapping) as `{"a.b": value}` with JSON values."""
+    """A nested config (ConfigDict, dataclass or mapping) as `{"a.b": value}`, with lists for tuples, as in JSON."""
     if isinstance(config, ConfigDict):
         config = config.to_dict()
     elif dataclasses.is_dataclass(config):
@@ -353,7 +381,7 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:
-            flat[prefix + name] = json.loads(json.dumps(value))
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
@@ -363,35 +391,3 @@ def unknown_key(name: str) -> SettingError:
         inside = ", ".join(key for key in KEYS if key.startswith(f"{name}."))
         return SettingError(f"config key '{name}' is a section; set one of its keys: {inside}")
     return unknown_name("config key", name, KEYS)
-
-
-def markdown() -> str:
-    """The text of docs/config.md, which lists all keys."""
-    lines = [
-        "# Config keys",
-        "",
-        "Any key can be set in a config file (`config.batch_size = 1024`) or on the command line "
-        "(`--config.batch_size=1024`). A resumed run may change the keys marked with a star.",
-    ]
-    for section in ("", *SECTIONS):
-        about = (SECTIONS.get(section, Config).__doc__ or "").replace("A checked config. ", "")
-        lines += [
-            "",
-            f"## `{section}`" if section else "## The run",
-            "",
-            about,
-            "",
-            "| key | default | allowed | meaning |",
-        ]
-        lines.append("|---|---|---|---|")
-        for name, entry in KEYS.items():
-            if name.rpartition(".")[0] == section:
-                star = " *" if entry.rule.may_change else ""
-                allowed = f"`{entry.range}`" if entry.rule.table else entry.range or entry.kind
-                default = json.dumps(entry.default)
-                lines.append(f"| `{name}`{star} | `{default}` | {allowed} | {entry.rule.help} |")
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    print(markdown())

@@ -6,7 +6,7 @@ Command:   python -m experiments.figures3_to_6
 Cost:      one minute on two cores; nothing is downloaded.
 Look for:  every claim of the four tables holds; the figures are written to experiments/results/toy.
 
-`python -m dcjax.toy --figure 3` (4, 5, 6) is the same for one figure, with options for its experiment.
+`dcjax toy --figure 3` (4, 5, 6) is the same for one figure, with options for its experiment.
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ FIGURES = {
     "table1": "Linear accuracy of r: SimCLR with and without projectors, and DirectCLR",
 }
 SINGLE_RUNS = {
-    "quickstart": ("quickstart (digits, 300 steps)", "`python -m dcjax.main --config=configs/quickstart.py`"),
+    "quickstart": ("quickstart (digits, 300 steps)", "`dcjax main --config=configs/quickstart.py`"),
     "cifar10_jpeg_directclr": (
         "DirectCLR, CIFAR-10 (JPEG copy), 5 epochs",
         "[as recorded](experiments/results/README.md#directclr-on-cifar-10-jpeg-copy)",
@@ -129,7 +129,7 @@ def claims(results: pathlib.Path) -> str | None:
         (
             "Lemmas, theorems and corollaries",
             [*(f"{kind}_{i}" for kind in ("lemma", "theorem") for i in (1, 2, 3)), "corollary_1", "corollary_2"],
-            "python -m dcjax.toy --all",
+            "dcjax toy --all",
         ),
     ):
         tables = [read(results / "toy" / f"{name}.json") for name in names]

@@ -179,7 +179,7 @@ SCALES = {
         changes={},
         learning_rates={},
         minutes="about 7 hours of 32 V100 and 20 hours of 8 V100 for the probe (the authors' runs)",
-        data="ImageNet, prepared by python -m dcjax.data.prepare; --data=DIR is its --data_dir",
+        data="ImageNet, prepared by dcjax prepare; --data=DIR is its --data_dir",
     ),
 }
 PAPER_D0 = 360 / 2048  # as a share of r, which all scales keep

@@ -1,16 +1,18 @@
 """Config files: found, overridden, compared."""
 
+import dataclasses
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
-from dcjax.config import add_config_flags, check_same_run, config_from_flags, find_config, load_config
+from dcjax.config import add_config_flags, check_same_run, config_from_flags, find_config, load_config, markdown
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
-from dcjax.schema import KEYS, Config, check_config, defaults, flatten, from_keys, markdown, with_values
+from dcjax.schema import KEYS, Config, as_config_dict, check_config, flatten, from_keys, section, with_values
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARGUMENTS = {
@@ -227,7 +229,7 @@ def test_unknown_keys_suggest_near_ones():
 
 
 def test_the_defaults_are_the_recipe():
-    config = defaults()
+    config = as_config_dict(Config())
     assert check_config(config) == Config()
     config.total_steps = 7  # a placeholder in the ConfigDict
     assert check_config(config).total_steps == 7
@@ -241,5 +243,69 @@ def test_the_schema_imports_no_jax():
 
 def test_the_list_of_keys_is_that_of_the_schema():
     found = (ROOT / "docs" / "config.md").read_text().rstrip()
-    assert found == markdown(), "write it anew: python -m dcjax.schema > docs/config.md"
+    assert found == markdown(), "write it anew: python -m dcjax.config > docs/config.md"
     assert all(f"`{name}`" in found for name in KEYS)
+
+
+def test_a_config_that_is_not_one_is_refused():
+    for wrong in (None, 3, "configs/quickstart.py"):
+        with pytest.raises(SettingError, match="a config must be a ConfigDict, found"):
+            check_config(wrong)
+    with pytest.raises(SettingError, match="log_every_steps must be at least 1, found 0"):
+        check_config(dataclasses.replace(Config(), log_every_steps=0))
+
+
+def test_a_config_file_may_set_a_part_of_the_keys(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'data': {'name': 'digits'}})\n"
+    )
+    config = load_config(str(tmp_path / "own.py"))
+    config.batch_size = 8
+    assert check_config(config) == with_values(Config(), {"data.name": "digits", "batch_size": 8})
+    config, _ = parse([f"--config={tmp_path / 'own.py'}", "--config.seed=3"])
+    assert (config.seed, config.data.name) == (3, "digits")
+
+
+@pytest.mark.parametrize(
+    "text", ["{[]:1}", "1" + 400 * "0", "1" + 9000 * "0", "__import__('os')", "[" * 200, "nan", ""]
+)
+def test_no_text_of_a_flag_ends_in_a_traceback(text):
+    for name in ("optimizer.learning_rate", "augment.blur", "model.remat"):
+        with pytest.raises(SettingError, match=f"^{name} must be") as error:
+            KEYS[name].parse(text)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["total_epochs=1"], "total_epochs has no effect because total_steps is 300; add --config.total_steps=none"),
+        (["optimizer.warmup_epochs=1"], "optimizer.warmup_epochs has no effect because optimizer.warmup_steps is 40"),
+    ],
+)
+def test_a_key_that_would_have_no_effect_is_refused(flags, message):
+    flags = [f"--config.{flag}" for flag in flags]
+    with pytest.raises(SettingError, match=re.escape(message)):
+        parse(["--config=configs/quickstart.py", *flags])
+    config, _ = parse(["--config=configs/quickstart.py", "--config.total_epochs=1", "--config.total_steps=none"])
+    assert (config.total_epochs, config.total_steps) == (1.0, None)
+
+
+def test_a_checkpoint_from_before_a_key_had_its_default():
+    saved = json.loads(json.dumps(dataclasses.asdict(Config())))
+    del saved["augment"]["flip"]
+    check_same_run(saved, Config())
+    with pytest.raises(SettingError, match=r"augment\.flip \(0\.5 in the checkpoint, 0\.0 now\)"):
+        check_same_run(saved, with_values(Config(), {"augment.flip": 0.0}))
+
+
+def test_a_section_names_its_own_keys_only():
+    with pytest.raises(SettingError, match=r"^loss\.temperature must be positive"), section("loss"):
+        raise ValueError("temperature must be positive")
+    with pytest.raises(SettingError, match=r"^data\.dir: cannot read"), section("data"):
+        raise SettingError("dir: cannot read x")
+    for message in ("could not broadcast input array", "data.dir is missing", ""):
+        with pytest.raises(ValueError, match=f"^{message}$") as error, section("data"):
+            raise ValueError(message)
+        assert not isinstance(error.value, SettingError)

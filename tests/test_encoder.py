@@ -84,13 +84,14 @@ def test_a_step_can_be_chosen(run):
         (np.full((1, 8, 8, 3), 255.0), "floats must lie in.*found 255 to 255"),
         (np.full((1, 8, 8, 3), np.nan), "floats must lie in.*found nan"),
         ([np.zeros((0, 8, 3), np.uint8)], r"found the shape \(0, 8, 3\)"),
+        (None, r"or a sequence of \[h, w, 3\], found NoneType"),
     ],
 )
 def test_images_that_cannot_be_encoded(run, images, message):
     with pytest.raises(ValueError, match=message) as error:
         dcjax.load_encoder(run).encode(images)
     assert "\n" not in str(error.value)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="batch_size must be a whole number of at least 1, found 0"):
         dcjax.load_encoder(run).encode(np.zeros((1, 8, 8, 3), np.uint8), batch_size=0)
 
 
@@ -122,3 +123,20 @@ def test_submodules_are_loaded_when_they_are_used():
     assert done.returncode == 0, done.stderr
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         dcjax.nonsense  # noqa: B018
+
+
+def test_few_images_are_encoded_in_a_small_batch(run, monkeypatch):
+    encoder = dcjax.load_encoder(run)
+    compiled, sizes = encoder._compiled, []
+    monkeypatch.setitem(vars(encoder), "_compiled", lambda v, images: sizes.append(len(images)) or compiled(v, images))
+    images = np.random.default_rng(0).integers(256, size=(5, 8, 8, 3), dtype=np.uint8)
+    together = encoder.encode(images, batch_size=4)
+    alone = np.concatenate([encoder.encode(images[i : i + 1]) for i in range(5)])
+    assert sizes == [4, 4, 1, 1, 1, 1, 1]
+    # Other batches may sum in another order, by some roundings of the largest entry.
+    np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-5 * together.max())
+
+
+def test_a_run_in_a_folder_that_is_named_like_a_checkpoint(run, tmp_path):
+    shutil.copytree(run, tmp_path / "checkpoints" / "42")
+    assert dcjax.load_encoder(tmp_path / "checkpoints" / "42").step == 4

@@ -1,8 +1,8 @@
 """Prepares image sets for training: random access from few large files, read without TensorFlow.
 
-    python -m dcjax.data.prepare --folder=/data/imagenet --name=my_imagenet --data_dir=/data/tfds
-    python -m dcjax.data.prepare --folder=/data/imagenet --name=imagenet_320 --data_dir=/data/tfds --resize=320
-    python -m dcjax.data.prepare --dataset=imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
+    dcjax prepare --folder=/data/imagenet --name=my_imagenet --data_dir=/data/tfds
+    dcjax prepare --folder=/data/imagenet --name=imagenet_320 --data_dir=/data/tfds --resize=320
+    dcjax prepare --dataset=imagenet2012 --manual_dir=/downloads --data_dir=/data/tfds
 
 The first form turns class folders into an ArrayRecord set of tensorflow-datasets, without TensorFlow, and stores the
 files as they are. With --resize, an image with a longer shorter side is stored as a smaller JPEG (quality 90, no chroma
@@ -221,7 +221,7 @@ def with_resize(resize: int | None) -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line and prepares."""
-    parser = cli.Parser(prog="python -m dcjax.data.prepare", description=__doc__ or "")
+    parser = cli.Parser(prog="dcjax prepare", description=__doc__ or "")
     parser.add_argument("--folder", help="an image folder: FOLDER/<split>/<class>/*.jpg, or FOLDER/<class>/*.jpg")
     parser.add_argument("--name", help="name of the set that --folder becomes")
     parser.add_argument("--version", default="1.0.0", help="its version (default: 1.0.0)")

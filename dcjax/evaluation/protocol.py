@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax.collapse import effective_rank
-from dcjax.components import Components, frozen, load_run
+from dcjax.components import Components, load_run
 from dcjax.data import Source, Subset
 from dcjax.data.augment import one_view
 from dcjax.evaluation import (
@@ -35,10 +35,11 @@ from dcjax.evaluation import (
 from dcjax.evaluation.baselines import pixels, untrained_variables
 from dcjax.evaluation.table import Score, losses_line, score_table
 from dcjax.pretrain import SPECTRUM_PLOT
-from dcjax.runtime.errors import SettingError, section
+from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_npz, replace_text
 from dcjax.runtime.mesh import batch_sharding, replicated, to_devices
 from dcjax.runtime.randomness import Stream, device_key
+from dcjax.schema import section
 
 DRAWS = 5  # a few-label accuracy is the mean over so many fixed draws of labelled images
 KNN_TEMPERATURE = 0.07  # of Wu et al., as `knn_accuracy` cites
@@ -79,7 +80,7 @@ def probe(
     workdir = pathlib.Path(workdir).expanduser().absolute()
     components, variables, step = load_run(workdir, data_dir=data_dir, devices=devices)
     config = components.config
-    components.check_labels()
+    components.check_probe()
     columns = chosen_columns(components, features)
     per_class = config.probe.labels_per_class if labels_per_class is None else labels_per_class
     if per_class < 0:
@@ -87,9 +88,7 @@ def probe(
     if export:
         check_export(export)
     train_source, test_source = components.train_source, components.test_source
-    assert test_source is not None  # `check_labels` has found classes and a test split
-    if not config.probe.cached:
-        components.sgd_batch_size(len(train_source))
+    assert test_source is not None  # `check_probe` has found classes and a test split
 
     if jax.process_index() == 0:
         counts = f"{len(train_source)} training and {len(test_source)} test images"
@@ -210,7 +209,7 @@ def run_sgd_probes(
 
 def make_represent(components: Components, variables: Any) -> Callable[[dict[str, np.ndarray]], Any]:
     """A function from a host batch to r and labels on the devices: crop, flip and frozen encoder, compiled once."""
-    config, mesh, network = components.config, components.mesh, frozen(components.network)
+    config, mesh, network = components.config, components.mesh, components.network.clone(classes=0)
     augmentation = dataclasses.replace(components.augmentation, interpolation=config.probe.interpolation)
 
     def represent(variables: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -224,7 +223,7 @@ def make_represent(components: Components, variables: Any) -> Callable[[dict[str
             mesh=mesh,
         )
         out: Any = network.apply(variables, images, train=False)
-        return out[0], batch["label"]
+        return out.r, batch["label"]
 
     compiled = jax.jit(represent, in_shardings=(replicated(mesh), batch_sharding(mesh)), out_shardings=replicated(mesh))
     return lambda batch: compiled(variables, to_devices(batch, mesh))

@@ -1,8 +1,7 @@
 """The exceptions for a user's mistake and for a run that is cut off, and the wording of their messages."""
 
-import contextlib
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 
 class SettingError(ValueError):
@@ -22,17 +21,6 @@ class InterruptedRunError(RuntimeError):
 
 class StoppedRunError(InterruptedRunError):
     """SIGINT or SIGTERM stopped the run; the state is saved, and the same command resumes from there."""
-
-
-@contextlib.contextmanager
-def section(name: str) -> Iterator[None]:
-    """Turns a `ValueError` whose message begins with an argument into a `SettingError` that adds the config section."""
-    try:
-        yield
-    except SettingError:
-        raise
-    except ValueError as error:
-        raise SettingError(f"{name}.{error}") from error
 
 
 def unknown_name(setting: str, name: str, table: Iterable[str]) -> SettingError:

@@ -1,6 +1,6 @@
 """The paper's theory in code: exact quantities, closed forms of the flows, and the toy models of the figures.
 
-`python -m dcjax.toy --theorem 1` tests a statement of the paper; experiments/theory.md lists all of them.
+`dcjax toy --theorem 1` tests a statement of the paper; experiments/theory.md lists all of them.
 """
 
 from dcjax.toy.alignment import (

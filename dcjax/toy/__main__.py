@@ -1,8 +1,8 @@
 """Tests the statements of the theory.
 
-    python -m dcjax.toy --theorem 1        (or 2, 3; --lemma 1|2|3; --corollary 1|2; --figure 3|4|5|6)
-    python -m dcjax.toy --all              all of these
-    python -m dcjax.toy --phase            the phase diagram, which takes minutes
+    dcjax toy --theorem 1        (or 2, 3; --lemma 1|2|3; --corollary 1|2; --figure 3|4|5|6)
+    dcjax toy --all              all of these
+    dcjax toy --phase            the phase diagram, which takes minutes
 
 Each statement prints a table of its claims, with the values stated and computed, and writes a figure (PNG) and its
 numbers (JSON). The exit status is 0 if every claim holds, 1 if one fails, and 2 after a mistake on the command line.
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = cli.Parser(prog="python -m dcjax.toy", description=__doc__ or "")
+    parser = cli.Parser(prog="dcjax toy", description=__doc__ or "")
     for kind, (_, numbers, text) in STATEMENTS.items():
         parser.add_argument(f"--{kind}", metavar="|".join(numbers), action="append", default=[], help=text)
     parser.add_argument("--phase", action="store_true", help="the phase diagram of collapse over amplitude and depth")

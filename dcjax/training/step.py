@@ -42,9 +42,9 @@ def make_objective(
             return out, updates["batch_stats"]
 
         # Each view has its own batch statistics over the global batch, as in the authors' two calls.
-        (_, z, logits), batch_stats = apply(x, state.batch_stats)
-        (_, z_prime, _), batch_stats = apply(x_prime, batch_stats)
-        contrastive = loss(z, z_prime)
+        view, batch_stats = apply(x, state.batch_stats)
+        view_prime, batch_stats = apply(x_prime, batch_stats)
+        contrastive, logits = loss(view.z, view_prime.z), view.logits
         if logits is None:
             return contrastive, (batch_stats, {"loss": contrastive})
         online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))

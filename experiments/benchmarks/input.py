@@ -1,9 +1,9 @@
 """Speed of the input for 224 px training against the usual recipe, stage by stage.
 
-    python -m dcjax.data.prepare --folder=FOLDER --name=images --data_dir=DIR
+    dcjax prepare --folder=FOLDER --name=images --data_dir=DIR
     python -m experiments.benchmarks.input --folder FOLDER --data_dir DIR --dataset images --cores 1
     python -m experiments.benchmarks.input --folder FOLDER --data_dir DIR --dataset images --cores 2
-    python -m dcjax.data.prepare --folder=FOLDER --name=images_320 --data_dir=DIR --resize=320
+    dcjax prepare --folder=FOLDER --name=images_320 --data_dir=DIR --resize=320
     python -m experiments.benchmarks.input --folder FOLDER --data_dir DIR --dataset images --resized images_320
 
 Pairs of views per second on some cores. `pil` is the augmentation of the paper's experiments as torchvision would do it

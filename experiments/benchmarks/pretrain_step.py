@@ -25,7 +25,7 @@ from dcjax.data import Augmentation
 from dcjax.models import Network
 from dcjax.pretrain import make_loss, make_optimizer, make_schedule
 from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated, to_devices
-from dcjax.schema import check_config
+from dcjax.schema import check_config, with_values
 from dcjax.training.state import init_state
 from dcjax.training.step import make_train_step
 
@@ -38,8 +38,7 @@ def main() -> None:
     parser.add_argument("--profile", help="a folder for the profile of the last round")
     add_config_flags(parser)
     config, flags = config_from_flags(parser, ["--config=configs/directclr.py", *sys.argv[1:]])
-    config.batch_size = flags.batch_size
-    config = check_config(config)
+    config = check_config(with_values(config, {"batch_size": flags.batch_size}))
     mesh = make_mesh(config.devices)
     check_batch(config.batch_size, mesh)
     network = Network(*make_modules(config), classes=1000)

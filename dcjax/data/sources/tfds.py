@@ -227,6 +227,4 @@ def _versions(folder: str) -> list[str]:
 
 
 def _how_to_prepare(dataset: str) -> str:
-    return (
-        f"once, with pip install 'dcjax[prepare]', run python -m dcjax.data.prepare --dataset={dataset} --data_dir=DIR"
-    )
+    return f"once, with pip install 'dcjax[prepare]', run dcjax prepare --dataset={dataset} --data_dir=DIR"

@@ -1,4 +1,4 @@
-"""Tests of the paper's statements, which `python -m dcjax.toy` runs.
+"""Tests of the paper's statements, which `dcjax toy` runs.
 
 Every statement is a function that returns a `claims.Report`. Its arguments are options of the command and mean the same
 everywhere:
