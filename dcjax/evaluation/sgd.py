@@ -95,7 +95,7 @@ def sgd_probe(
             classifier = Classifier(*classifiers[name])
             if not bool(jnp.isfinite(classifier.w).all()):
                 raise SettingError(
-                    f"the linear probe of '{name}' diverged in epoch {epoch}; lower learning_rate, found {learning_rate}"
+                    f"the linear probe of '{name}' diverged in epoch {epoch}; lower learning_rate, now {learning_rate}"
                 )
             top1, top5 = (float(top_k_accuracy(classifier, test_x[:, part], targets, k=k)) for k in (1, 5))
             results[name] |= {"top1": top1, "top5": top5, "best_top1": max(top1, results[name]["best_top1"])}

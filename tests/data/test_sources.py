@@ -327,7 +327,7 @@ def test_tfds_mistakes(tfds_dir, tmp_path):
         tfds(tfds_dir, "cifar1000")
     with raises(r"'tinny'.*'tiny'"):
         tfds(tfds_dir, "tinny")
-    with raises(r"^dataset = 'mnist'.*python -m dcjax\.data\.prepare --dataset=mnist"):
+    with raises(r"^dataset = 'mnist'.*dcjax prepare --dataset=mnist"):
         tfds(tmp_path, "mnist")
     with raises(r"''.*dir"):
         tfds(tfds_dir, "")

@@ -108,5 +108,5 @@ def test_an_epoch_is_every_image_once():
 
 
 def test_a_classifier_that_diverges_is_named():
-    with pytest.raises(SettingError, match=r"'all' diverged in epoch [123]; lower learning_rate, found 1e\+38"):
+    with pytest.raises(SettingError, match=r"'all' diverged in epoch [123]; lower learning_rate, now 1e\+38"):
         run(stream(), next(stream(1)), learning_rate=1e38)
