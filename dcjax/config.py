@@ -104,7 +104,10 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="the config file (required)")
     for name in ("", *SECTIONS):
         kind = SECTIONS.get(name, Config)
-        group = parser.add_argument_group(f"config: {name}" if name else "config", (kind.__doc__ or "").split(". ")[0])
+        group = parser.add_argument_group(
+            f"config: {name}" if name else "config",
+            (kind.__doc__ or "").replace("A checked config. ", "").split(". ")[0],
+        )
         for entry in KEYS.values():
             if entry.name.rpartition(".")[0] == name:
                 free = "a resumed run may change it" if entry.rule.may_change else ""
@@ -112,7 +115,7 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
                 group.add_argument(
                     f"--config.{entry.name}",
                     metavar="VALUE",
-                    help=f"{about} (recipe: {entry.default})".replace("%", "%%"),
+                    help=f"{about} (the recipe has {entry.default!r})".replace("%", "%%"),
                 )
 
 

@@ -20,12 +20,14 @@ KEYS = ("config", "data", "code", "platform", "loss", "scores", "spectra")
 RESULTS = pathlib.Path(__file__).parent / "results"
 EQUAL_CODE = RESULTS / "runs" / "equal_code.json"
 
-# These parts of the package do not affect a run's numbers: the theory, commands, messages, plots, preparation. All
-# other files count, so that a new or moved one is not overlooked.
+# These parts of the package do not affect a run's numbers: the theory, commands, messages, plots, preparation, and the
+# reading of configs, whose keys are compared one by one. All other files count, so that a new or moved one is not
+# overlooked.
 NOT_TRAINING = (
-    "collapse/plot.py", "data/prepare.py", "data/resize.py", "evaluation/table.py", "main.py",
-    "models/torch_weights.py", "runtime/cli.py", "runtime/errors.py", "runtime/files.py", "runtime/processes.py",
-    "runtime/versions.py", "toy/*", "training/metrics.py",
+    "__init__.py", "__main__.py", "collapse/plot.py", "config.py", "data/array_record.py", "data/prepare.py",
+    "data/resize.py", "encoder.py", "evaluation/table.py", "main.py", "models/torch_weights.py", "probe.py",
+    "runtime/cli.py", "runtime/errors.py", "runtime/files.py", "runtime/processes.py", "runtime/versions.py",
+    "schema.py", "toy/*", "training/metrics.py",
 )  # fmt: skip
 
 

@@ -170,7 +170,7 @@ def test_dcjax_lists_its_commands(tmp_path):
         (["main"], "--config=FILE is required"),
         (["probe"], "name one run, as RUN or as --workdir=RUN; found none"),
         (["probe", "one", "--workdir=two"], "found one and two"),
-        (["probe", "nowhere"], "nowhere holds no checkpoints"),
+        (["probe", "nowhere"], "nowhere is no folder"),
         (["main", "--config=configs/quickstart.py", "--num_processes=2"], "--process_id belong together"),
         (["toy"], "give a statement"),
         (["prepare", "--folder=x"], "--name"),

@@ -97,7 +97,7 @@ def test_images_that_cannot_be_encoded(run, images, message):
 
 def test_folders_without_an_encoder(run, tmp_path):
     for folder, message in (
-        (tmp_path / "nowhere", "nowhere holds no checkpoints"),
+        (tmp_path / "nowhere", "nowhere is no folder"),
         (run / "checkpoints" / "3", "holds no complete checkpoint of step 3; it has 2, 4"),
     ):
         with pytest.raises(SettingError, match=message) as error:

@@ -143,6 +143,8 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpoint
     Raises:
       SettingError: the run has no complete checkpoint, or none of this step.
     """
+    if not workdir.is_dir():
+        raise SettingError(f"{workdir} is no folder; name the folder of a run of dcjax main")
     if not (workdir / FOLDER).is_dir():
         raise SettingError(f"{workdir} holds no checkpoints; name the folder of a run of dcjax main")
     checkpointer = Checkpointer(workdir, read_only=True)

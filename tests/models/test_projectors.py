@@ -9,7 +9,8 @@ import pytest
 from dcjax.losses import info_nce
 from dcjax.models import PROJECTORS, make_projector
 from dcjax.models.resnet import BasicBlock
-from dcjax.runtime.errors import SettingError, section
+from dcjax.runtime.errors import SettingError
+from dcjax.schema import section
 from dcjax.training.optim import lars
 
 D, D0 = 12, 5
