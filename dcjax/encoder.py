@@ -70,11 +70,11 @@ class Encoder:
             chunk = images[start : start + batch_size]
             for place, image in zip(batch, chunk, strict=False):
                 place[:] = self._preprocess(np.asarray(image))
-            rows.append(self._compiled(self.variables, batch)[: len(chunk)])
+            rows.append(self._compiled(self.variables, batch))
             if len(rows) > 1:  # fetched while the next batch is computed
                 rows[-2] = np.asarray(rows[-2])
         module: Any = self.module
-        return np.concatenate(rows) if rows else np.zeros((0, module.features), np.float32)
+        return np.concatenate(rows)[: len(images)] if rows else np.zeros((0, module.features), np.float32)
 
     def _preprocess(self, image: np.ndarray) -> np.ndarray:
         if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

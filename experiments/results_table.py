@@ -80,6 +80,9 @@ def scores(results: pathlib.Path) -> str | None:
                 rows.append([label, paper[label], *values, f"`python -m experiments.{command}`"])
     if not rows:
         return None
+    if len(scales) == 1:  # otherwise the columns' heads name it
+        for row in rows:
+            row[-1] = f"{row[-1][:-1]} --scale={scales[0]}`"
     header = ["linear top-1 of r, %", "paper, ImageNet", *(f"`--scale={scale}`" for scale in scales), "command"]
     notes = [f"`{scale}`: {SCALES[scale].description}." for scale in scales]
     return (

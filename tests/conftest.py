@@ -29,7 +29,7 @@ import pytest  # noqa: E402
 CHECKED = ["dcjax.losses", "dcjax.collapse", "dcjax.toy", "dcjax.data.image_ops"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
-from helpers import double_precision  # noqa: E402
+from helpers import double_precision, tiny_config  # noqa: E402
 
 from dcjax.runtime.mesh import order_cpu_collectives  # noqa: E402
 
@@ -69,3 +69,12 @@ def x64():
     """Double precision, for identities and slow references."""
     with double_precision():
         yield
+
+
+@pytest.fixture(scope="module")
+def four_steps(tmp_path_factory):
+    """A finished run of 4 steps: its folder and its state."""
+    from dcjax.pretrain import pretrain  # the other tests need not wait for it
+
+    workdir = tmp_path_factory.mktemp("runs") / "four"
+    return workdir, pretrain(tiny_config(), workdir)

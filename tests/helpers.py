@@ -16,6 +16,7 @@ from dcjax.evaluation import Features, place_rows, rows_per_process
 from dcjax.evaluation.features import NO_IMAGE
 from dcjax.models.resnet import ENCODERS, BasicBlock, ResNet
 from dcjax.schema import flatten
+from dcjax.training.checkpoint import Checkpointer
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -74,6 +75,21 @@ def tiny_config(**overrides):
     if config.total_steps == 1:
         config.optimizer.warmup_steps = 0
     return config
+
+
+def saved_state(workdir, step, like):
+    """The state of a checkpoint, with the shapes and shardings of the state `like`."""
+    checkpointer = Checkpointer(workdir)
+    template = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
+    state = checkpointer.restore_state(step, template)
+    checkpointer.close()
+    return state
+
+
+def assert_identical(one, two):
+    """Two trees of the same structure, equal in every bit."""
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def place(x, labels, mesh):

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.models.resnet import BN_MOMENTUM
-from dcjax.models.settings import accepted
 from dcjax.runtime.errors import not_known
+from dcjax.runtime.tables import accepted
 
 # The fixed and the orthogonal matrices cost little beside the encoder, and their singular values must be exact.
 EXACT = jax.lax.Precision.HIGHEST

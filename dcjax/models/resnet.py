@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from dcjax.models.conv import Conv
-from dcjax.models.settings import accepted
 from dcjax.runtime.errors import not_known
+from dcjax.runtime.tables import accepted
 
 STEMS = ("imagenet", "small")
 BASE_CHANNELS = 64

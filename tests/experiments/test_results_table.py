@@ -47,9 +47,17 @@ def test_a_scale_appears_with_its_first_table(with_grids):
     assert "`--scale=digits`" in text
     assert "laptop" not in text
     # Two values one apart: t(0.975, 1) / 2 = 6.353.
-    assert cells(text, "SimCLR, no projector") == ["51.5", "90.5 ± 6.4 (2)", "`python -m experiments.table1`"]
-    assert cells(text, "DirectCLR") == ["62.7", "90.5 ± 6.4 (2)", "`python -m experiments.table1`"]
-    assert cells(text, "DirectCLR, r[:d0]") == ["47.9", "90.5 ± 6.4 (2)", "`python -m experiments.subvector`"]
+    assert cells(text, "SimCLR, no projector") == [
+        "51.5",
+        "90.5 ± 6.4 (2)",
+        "`python -m experiments.table1 --scale=digits`",
+    ]
+    assert cells(text, "DirectCLR") == ["62.7", "90.5 ± 6.4 (2)", "`python -m experiments.table1 --scale=digits`"]
+    assert cells(text, "DirectCLR, r[:d0]") == [
+        "47.9",
+        "90.5 ± 6.4 (2)",
+        "`python -m experiments.subvector --scale=digits`",
+    ]
     assert "SimCLR, linear projector" not in text  # not run
     assert text.count("| SimCLR, no projector |") == 1  # a row of two tables, shown once
     assert "DirectCLR 1" in cells(text, "dimensions of r below 0.001 of the largest, of 64 (`digits`)")[1]

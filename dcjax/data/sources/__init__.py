@@ -1,6 +1,5 @@
 """The table of image sources; each source has a file of its own."""
 
-import inspect
 from collections.abc import Callable, Iterable
 
 from dcjax.data.sources.base import Source, Subset
@@ -8,6 +7,7 @@ from dcjax.data.sources.digits import DigitsSource
 from dcjax.data.sources.folder import FolderSource
 from dcjax.data.sources.tfds import TFDSSource
 from dcjax.runtime.errors import not_known
+from dcjax.runtime.tables import accepted
 
 __all__ = ["SOURCES", "Source", "Subset", "open_source"]
 
@@ -34,5 +34,4 @@ def open_source(name: str, *, split: str, dir: str = "", dataset: str = "", clas
     if name not in SOURCES:
         raise ValueError(not_known("name", name, SOURCES))
     arguments = {"split": split, "dir": dir, "dataset": dataset, "classes": classes}
-    wanted = inspect.signature(SOURCES[name]).parameters
-    return SOURCES[name](**{key: value for key, value in arguments.items() if key in wanted})
+    return SOURCES[name](**accepted(SOURCES[name], arguments))

@@ -14,7 +14,7 @@ from helpers import vmapped_product_error
 
 from dcjax.runtime import versions
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
