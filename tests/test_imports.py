@@ -15,9 +15,9 @@ LAYERS = [
     {"config"},
     {"components"},
     {"pretrain", "encoder"},
-    {"evaluation.baselines"},
+    {"evaluation.baselines", "evaluation.embeddings"},
     {"evaluation.protocol"},
-    {"main", "probe", "__main__"},
+    {"main", "probe", "__main__", "collapse.__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NO_FLAX = PLAIN | {"losses", "collapse", "toy"}

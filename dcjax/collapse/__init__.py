@@ -3,13 +3,33 @@
 `dcjax.collapse.plot` must be imported by its own name, because it loads matplotlib.
 """
 
-from dcjax.collapse.covariance import exact_rows, spectrum, squared_singular_values, triangular_factor
-from dcjax.collapse.metrics import effective_rank
+from dcjax.collapse.arrays import unit_rows
+from dcjax.collapse.covariance import Covariance
+from dcjax.collapse.local import LocalSpectra, local_spectra
+from dcjax.collapse.metrics import METRICS, Interval, Metric, jackknife, metrics
+from dcjax.collapse.moments import spectrum
+from dcjax.collapse.quantities import Quantities
+from dcjax.collapse.ranks import effective_rank
+from dcjax.collapse.verdict import Verdict, judge
+from dcjax.collapse.weights import Alignment, MatrixReport, alignments, matrix_reports
 
 __all__ = [
+    "METRICS",
+    "Alignment",
+    "Covariance",
+    "Interval",
+    "LocalSpectra",
+    "MatrixReport",
+    "Metric",
+    "Quantities",
+    "Verdict",
+    "alignments",
     "effective_rank",
-    "exact_rows",
+    "jackknife",
+    "judge",
+    "local_spectra",
+    "matrix_reports",
+    "metrics",
     "spectrum",
-    "squared_singular_values",
-    "triangular_factor",
+    "unit_rows",
 ]

@@ -17,6 +17,7 @@ class Stream(enum.IntEnum):
     PROBE_AUGMENTATION = 5
     UNTRAINED_ORDER = 6
     PROJECTOR = 7
+    COLLAPSE_VIEWS = 8
 
 
 def device_key(seed: int, stream: Stream) -> jax.Array:

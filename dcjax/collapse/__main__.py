@@ -1,0 +1,244 @@
+"""Tells whether embeddings have collapsed, and by how much.
+
+    dcjax collapse embeddings.npy                        one or more files, or folders of runs
+    dcjax collapse view1.npy --views view2.npy           with the other views of the same images
+    dcjax collapse r.npy --labels labels.npy --local     with measures within classes and within k-means cells
+    dcjax collapse --weights model.safetensors           the matrices of a checkpoint instead
+
+Files: .npy, .npz, .safetensors, .csv, .parquet, a row for each embedding; they are streamed. The folder of a run stands
+for r and z of its test images, and of two augmented views of them.
+
+The verdict is complete collapse (all rows are alike), dimensional collapse (at least one direction at or below
+--tolerance of the largest, or below the rounding of the entries), no collapse, or undetermined (no more rows than
+columns). The exit status is 0 for no collapse, 1 for collapse of any embedding, 3 if one is undetermined and none has
+collapsed, and 2 after a mistake. The verdict is on the embedding, not on how well it serves a task; for dense tasks,
+measures of this kind have been reported to point the wrong way.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dcjax.collapse.quantities import SAMPLE, Quantities
+from dcjax.collapse.ranks import TOLERANCE
+from dcjax.collapse.reading import Matrix, open_matrices, read_labels
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+
+CELLS = 10
+BLOCK_ROWS = 4096
+MAX_ARRAY_BYTES = 1 << 31  # of a matrix that the intervals hold in memory
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, reports on every file and exits with the status of the verdicts."""
+    flags = _parse(argv)
+    try:
+        if flags.weights:
+            _report_weights(flags)
+            return
+        reports = [report for file in flags.files for report in _reports(file, flags)]
+        if flags.plot:
+            _plot(reports, flags.plot)
+    except ValueError as error:  # the library's, which knows no settings
+        raise SettingError(str(error)) from error
+    except OSError as error:
+        raise SettingError(f"{error.filename} cannot be used ({error.strerror})") from error
+    if flags.json:
+        from dcjax.collapse.report import as_json
+
+        print(json.dumps([as_json(report) for report in reports]))
+    collapsed = [report.name for report in reports if report.verdict.kind in ("complete", "dimensional")]
+    undetermined = [report.name for report in reports if report.verdict.kind == "undetermined"]
+    if collapsed:
+        cli.leave(1, f"collapsed: {', '.join(collapsed)}")
+    if undetermined:
+        cli.leave(3, f"undetermined: {', '.join(undetermined)}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.Parser(prog="dcjax collapse", description=__doc__ or "")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="a matrix file, or the folder of a run")
+    parser.add_argument("--views", metavar="FILE", help="the other views of the images of the one FILE, in its order")
+    parser.add_argument("--labels", metavar="FILE", help="a label for each row of the one FILE")
+    parser.add_argument("--weights", action="store_true", help="report on the weight matrices of checkpoints or runs")
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        help=f"directions at or below this share of the largest eigenvalue count as collapsed ({TOLERANCE:g})",
+    )
+    parser.add_argument(
+        "--local",
+        metavar="CELLS",
+        type=int,
+        nargs="?",
+        const=CELLS,
+        default=0,
+        help=f"also the spectra within so many k-means cells ({CELLS})",
+    )
+    parser.add_argument(
+        "--intervals",
+        action="store_true",
+        help="also 95 %% intervals of the measures by a jackknife; takes 21 times as long and holds the rows in memory",
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=SAMPLE,
+        metavar="ROWS",
+        help=f"the most rows that measures of pairs of rows look at, drawn at random ({SAMPLE:,})",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--plot", metavar="FILE.png", type=pathlib.Path, help="write a plot of the spectra")
+    parser.add_argument("--data_dir", help="for a run: the folder of its data, if it is not the one in its config")
+    parser.add_argument("--devices", type=int, default=0, help="for a run: how many devices to use (default: all)")
+    flags = parser.parse_args(argv)
+    if flags.sample < 1:
+        raise SettingError(f"--sample must be at least 1, found {flags.sample}")
+    if (flags.views or flags.labels) and (
+        len(flags.files) > 1 or flags.weights or pathlib.Path(flags.files[0]).is_dir()
+    ):
+        name = "--views" if flags.views else "--labels"
+        raise SettingError(f"{name} goes with one FILE of embeddings, found {' '.join(flags.files)}")
+    if flags.plot and (flags.plot.suffix.lower() != ".png" or not flags.plot.absolute().parent.is_dir()):
+        raise SettingError(f"--plot must name a .png file in an existing folder, found {flags.plot}")
+    return flags
+
+
+def _reports(file: str, flags: argparse.Namespace) -> Iterator[Any]:
+    """The reports on the matrices of a file or on the embeddings of a run; prints each as it is made."""
+    from dcjax.collapse.report import as_text
+
+    found = _run_reports(file, flags) if pathlib.Path(file).is_dir() else _file_reports(file, flags)
+    for report in found:
+        if not flags.json:
+            print(as_text(report), end="\n\n", flush=True)
+        yield report
+
+
+def _file_reports(file: str, flags: argparse.Namespace) -> Iterator[Any]:
+    from dcjax.collapse.report import make_report
+
+    matrices = open_matrices(file)
+    views = open_matrices(flags.views) if flags.views else []
+    labels = read_labels(flags.labels) if flags.labels else None
+    if (flags.views or flags.labels) and (len(matrices) != 1 or len(views) > 1):
+        names = ", ".join(matrix.name for matrix in [*matrices, *views])
+        raise SettingError(f"--views and --labels need files of one matrix each, found {names}")
+    for matrix in matrices:
+        other = views[0] if views else None
+        pair = None if other is None else other.blocks(BLOCK_ROWS)
+        intervals = _intervals(matrix, other, labels, flags.sample) if flags.intervals else None
+        quantities = Quantities(matrix.blocks(BLOCK_ROWS), pair, labels, sample=flags.sample, skip_nonfinite=True)
+        yield make_report(
+            matrix.name,
+            quantities,
+            dtype=matrix.dtype.name,
+            tolerance=flags.tolerance,
+            intervals=intervals,
+            cells=flags.local,
+        )
+
+
+def _run_reports(folder: str, flags: argparse.Namespace) -> Iterator[Any]:
+    from dcjax.collapse.metrics import jackknife
+    from dcjax.collapse.report import make_report
+    from dcjax.evaluation.embeddings import embeddings_of_run
+
+    embeddings = embeddings_of_run(folder, data_dir=flags.data_dir, devices=flags.devices)
+    for name, found in embeddings.items():
+        intervals = jackknife(found.rows, labels=found.labels, sample=flags.sample) if flags.intervals else None
+        yield make_report(
+            f"{pathlib.Path(folder).name}: {name}",
+            Quantities(found.rows, labels=found.labels, sample=flags.sample),
+            views=Quantities(*found.views, sample=flags.sample),
+            dtype=found.rows.dtype.name,
+            tolerance=flags.tolerance,
+            intervals=intervals,
+            cells=flags.local,
+        )
+
+
+def _intervals(matrix: Matrix, other: Matrix | None, labels: np.ndarray | None, sample: int) -> Any:
+    """The jackknife of a matrix that fits into memory, without its rows of NaN or inf."""
+    from dcjax.collapse.metrics import jackknife
+
+    rows, pairs = (None if part is None else _whole(part) for part in (matrix, other))
+    assert rows is not None
+    good = np.isfinite(rows).all(axis=1)
+    if pairs is not None and len(pairs) == len(rows):  # `Quantities` refuses another length in its own words
+        good &= np.isfinite(pairs).all(axis=1)
+    parts = [None if part is None or len(part) != len(rows) else part[good] for part in (rows, pairs, labels)]
+    return jackknife(parts[0], parts[1], labels=parts[2], sample=sample)
+
+
+def _whole(matrix: Matrix) -> np.ndarray:
+    blocks, size = [], 0
+    for block in matrix.blocks(BLOCK_ROWS):
+        blocks.append(block)
+        size += block.nbytes
+        if size > MAX_ARRAY_BYTES:
+            raise SettingError(
+                f"--intervals needs a matrix of at most {MAX_ARRAY_BYTES >> 30} GiB, {matrix.name} has more"
+            )
+    return np.concatenate(blocks)
+
+
+def _report_weights(flags: argparse.Namespace) -> None:
+    from dcjax.collapse.report import weights_json, weights_text
+    from dcjax.collapse.weights import alignments, matrix_reports
+
+    records, panels = [], []
+    for file in flags.files:
+        arrays = _weights(file)
+        reports, pairs = matrix_reports(arrays), alignments(arrays)
+        if not reports:
+            raise SettingError(f"{file} holds no matrix with two inputs and two outputs or more")
+        panels.append((file, reports))
+        records.append(weights_json(file, reports, pairs))
+        if not flags.json:
+            print(weights_text(file, reports, pairs), end="\n\n", flush=True)
+    if flags.json:
+        print(json.dumps(records))
+    if flags.plot:
+        from dcjax.collapse.plot import draw_weights, save
+
+        draws = [
+            lambda axes, title=pathlib.Path(file).name, found=reports: draw_weights(axes, found, title=title)
+            for file, reports in panels
+        ]
+        save(draws, flags.plot)
+
+
+def _weights(file: str) -> dict[str, np.ndarray]:
+    if pathlib.Path(file).is_dir():
+        from dcjax.evaluation.embeddings import weights_of_run
+
+        return weights_of_run(file)
+    return {matrix.name.partition(":")[2] or matrix.name: matrix.array() for matrix in open_matrices(file, ndim=(2, 4))}
+
+
+def _plot(reports: Iterable[Any], path: pathlib.Path) -> None:
+    from dcjax.collapse.plot import draw_local, draw_spectra, save
+
+    reports = list(reports)
+    spectra = {report.name: report.eigenvalues for report in reports}
+    thresholds = {report.name: report.verdict.threshold for report in reports}
+    draws = [lambda axes: draw_spectra(axes, spectra, relative=True, thresholds=thresholds)]
+    draws += [
+        lambda axes, local=report.local, title=report.name: draw_local(axes, local, title=title)
+        for report in reports
+        if report.local is not None
+    ]
+    save(draws, path)
+    print(f"dcjax: spectra in {path}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)

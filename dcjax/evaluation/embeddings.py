@@ -1,0 +1,123 @@
+"""The embeddings of a trained run: r and z of its test images, and of two augmented views of them."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dcjax.components import Components, load_run
+from dcjax.data import Source, Subset
+from dcjax.data.augment import two_views
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.mesh import batch_sharding, make_mesh, replicated, to_devices
+from dcjax.runtime.randomness import Stream, device_key
+from dcjax.training.checkpoint import open_run
+
+MAX_IMAGES = 25_600  # as RankMe's authors; evenly spaced, where there are more
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """Rows of one kind, r or z.
+
+    Attributes:
+      rows: `[n, d]` float32, of the images without augmentation.
+      views: two arrays `[m, d]`, of two augmented views of the same m <= n images, in a random order.
+      labels: `[n]`, or None for images without classes.
+    """
+
+    rows: np.ndarray
+    views: tuple[np.ndarray, np.ndarray]
+    labels: np.ndarray | None
+
+
+def embeddings_of_run(
+    workdir: str | os.PathLike[str], *, data_dir: str | None = None, devices: int = 0
+) -> dict[str, Embeddings]:
+    """The embeddings of a run's last checkpoint on its test images; in a single process.
+
+    Without a test split, training images stand in.
+
+    Args:
+      workdir: the run's folder.
+      data_dir: the folder of the data, if it is not the one in the run's config.
+      devices: how many devices to use; 0 for all.
+
+    Returns:
+      Embeddings by name, "r" and "z", or only "r" where no projector makes them differ.
+
+    Raises:
+      SettingError: the run has no checkpoint, or its config or data cannot be used.
+    """
+    components, variables, _ = load_run(pathlib.Path(workdir).expanduser(), data_dir=data_dir, devices=devices)
+    source = components.test_source or components.train_source
+    if len(source) > MAX_IMAGES:
+        source = Subset(source, np.linspace(0, len(source) - 1, MAX_IMAGES).astype(np.int64))
+    features = components.features(variables, source, keep=("r", "z"))
+    assert features.z is not None
+    labels = features.labels if len(source.classes) > 1 else None
+    views = _views(components, variables, source)
+    rows = {"r": features.r[: features.own], "z": features.z[: features.own]}
+    if np.array_equal(rows["r"], rows["z"]):
+        del rows["z"]
+    return {name: Embeddings(rows[name], (views[name], views[f"{name}_prime"]), labels) for name in rows}
+
+
+def weights_of_run(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The kernels and matrices of a run's last checkpoint, by their path, those of the encoder first.
+
+    Raises:
+      SettingError: the run has no checkpoint, or it cannot be read.
+    """
+    checkpointer, step = open_run(pathlib.Path(workdir).expanduser().absolute())
+    with contextlib.closing(checkpointer):
+        variables = checkpointer.restore_variables(step, replicated(make_mesh(1)))
+    leaves = jax.tree_util.tree_flatten_with_path(variables["params"])[0]
+    named = {"/".join(str(key.key) for key in path): np.asarray(leaf) for path, leaf in leaves}
+    return {name: array for name, array in named.items() if array.ndim in (2, 4)}
+
+
+def _views(components: Components, variables: Any, source: Source) -> dict[str, np.ndarray]:
+    """r and z of two views of as many whole batches as the source fills, or of one."""
+    config, mesh = components.config, components.mesh
+    size = min(components.eval_batch_size, len(source) // mesh.size * mesh.size)
+    if not size:
+        raise SettingError(f"the {mesh.size} devices need as many images, found {len(source)}; use fewer (--devices)")
+    key = device_key(config.seed, Stream.COLLAPSE_VIEWS)
+
+    def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        images = two_views(
+            batch["image"],
+            key,
+            batch["position"],
+            size=config.data.image_size,
+            settings=components.augmentation,
+            mesh=mesh,
+        )
+        with jax.default_matmul_precision("float32"):
+            first, second = (components.exact_network.apply(variables, view, train=False) for view in images)
+        return {"r": first.r, "z": first.z, "r_prime": second.r, "z_prime": second.z}  # pyright: ignore
+
+    split = batch_sharding(mesh)
+    encode = jax.jit(forward, in_shardings=(replicated(mesh), split), out_shardings=split)
+    loader = components.train_batches(
+        source,
+        batch_size=size,
+        views=2,
+        interpolation=components.augmentation.interpolation,
+        stream=Stream.COLLAPSE_VIEWS,
+    )
+    parts = []
+    try:
+        for _ in range(len(source) // size):
+            batch = next(loader)
+            fields = {"image": batch["image"], "position": batch["position"]}
+            parts.append(jax.device_get(encode(variables, to_devices(fields, mesh))))
+    finally:
+        loader.close()
+    return jax.tree.map(lambda *rows: np.asarray(jnp.concatenate(rows)), *parts)
