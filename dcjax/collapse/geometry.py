@@ -32,11 +32,14 @@ def uniformity(units: np.ndarray) -> float:
 
 
 def coherence(rows: np.ndarray) -> float:
-    """n / d max_i |U_i|^2, U the left singular vectors: 1 no row stands out, n / d a row has its own direction."""
+    """n / rank max_i |U_i|^2, U the left singular vectors: 1 no row stands out, n / rank a row has its own direction.
+
+    At full rank it is the n / d max_i |U_i|^2 of Tsitsulin et al., which falls below 1 where directions have collapsed.
+    """
     n, d = rows.shape
     left, values, _ = np.linalg.svd(rows, full_matrices=False)
     left = left[:, values > max(n, d) * np.finfo(np.float64).eps * values[0]]
-    return float(n / d * _squared_norms(left).max()) if left.size else 0.0
+    return float(n / left.shape[1] * _squared_norms(left).max()) if left.size else 0.0
 
 
 def norm_spread(rows: np.ndarray) -> float:
@@ -77,22 +80,23 @@ def epps_pulley(units: np.ndarray, directions: np.ndarray) -> float:
     return float(np.concatenate(means).mean())
 
 
-def two_nn(neighbours: tuple[np.ndarray, np.ndarray]) -> float:
+def two_nn(distinct_neighbours: np.ndarray) -> float:
     """The intrinsic dimension by the ratios of the two nearest distances: a line through 0, the largest 10 % left out.
 
-    Rows that have a duplicate are left out, since their nearest distance is 0.
+    Of distinct rows: a duplicate has the distance 0, and other rows find both copies at one distance.
     """
-    ratios = _ratios(neighbours)
+    ratios = _ratios(distinct_neighbours)
     n = len(ratios)
     kept = 9 * n // 10
     x, y = np.log(ratios[:kept]), -np.log1p(-np.arange(1, kept + 1) / n) if n else np.zeros(0)
     return float(x @ y / (x @ x)) if x.any() else float("nan")
 
 
-def two_nn_mle(neighbours: tuple[np.ndarray, np.ndarray]) -> float:
+def two_nn_mle(distinct_neighbours: np.ndarray) -> float:
     """As `two_nn`, by maximum likelihood: N / sum ln(r_2 / r_1)."""
-    logs = np.log(_ratios(neighbours)).sum()
-    return float(len(_ratios(neighbours)) / logs) if logs else float("nan")
+    ratios = _ratios(distinct_neighbours)
+    logs = np.log(ratios).sum()
+    return float(len(ratios) / logs) if logs else float("nan")
 
 
 def hubness(neighbours: tuple[np.ndarray, np.ndarray]) -> float:
@@ -123,9 +127,8 @@ def local_rank(rows: np.ndarray, clusters: np.ndarray) -> float:
     return within_class_rank(rows, clusters)
 
 
-def _ratios(neighbours: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """r_2 / r_1 of the rows without a duplicate, ascending."""
-    distances, _ = neighbours
+def _ratios(distances: np.ndarray) -> np.ndarray:
+    """r_2 / r_1 of the rows, ascending, without those so near to another that rounding decides."""
     if distances.shape[1] < 2:
         return np.zeros(0)
     # Distances come from squares, whose rounding makes the distance of two equal rows as large as 1e-8 of a norm.

@@ -10,7 +10,7 @@ from scipy import special
 
 from dcjax.collapse import classes, geometry, ranks, views
 from dcjax.collapse.arrays import as_array
-from dcjax.collapse.quantities import SAMPLE, Quantities
+from dcjax.collapse.quantities import OF_SAMPLE, SAMPLE, Quantities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,7 @@ class Metric:
     @property
     def of_sample(self) -> bool:
         """Whether it is computed from a sample of the rows where they are many."""
-        sampled = {"rows", "rows_prime", "units", "units_prime", "neighbours", "clusters", "classes"}
-        return bool(sampled & set(self.quantities))
+        return bool(OF_SAMPLE & set(self.quantities))
 
     @property
     def needs(self) -> str:
@@ -92,7 +91,7 @@ METRICS = {
     "w2_uniformity": Metric(ranks.w2_uniformity, "0..sqrt 2", "lower", "Fang et al., arXiv 2403.00642", HIGH),
     "mean_cosine": Metric(ranks.mean_cosine, "-1..1", "lower", "Ethayarajh, EMNLP 2019"),
     "self_cluster": Metric(ranks.self_cluster, "to 1", "lower", "Tsitsulin et al., arXiv 2305.16562"),
-    "coherence": Metric(geometry.coherence, "1..n/d", "lower", "Tsitsulin et al., arXiv 2305.16562", LOW),
+    "coherence": Metric(geometry.coherence, "1..n/rank", "lower", "Tsitsulin et al., arXiv 2305.16562", LOW),
     "norm_spread": Metric(geometry.norm_spread, "0..", "-", "arXiv 2602.24012"),
     "normality": Metric(geometry.normality, "0..", "-", "arXiv 2602.24012, on random directions", GROWS),
     "epps_pulley": Metric(geometry.epps_pulley, "0..", "lower", "Balestriero & LeCun, arXiv 2511.08544", GROWS),

@@ -15,6 +15,10 @@ SAMPLE = 5000  # rows that measures of pairs of rows look at: their time grows w
 NEIGHBOURS = 10
 DIRECTIONS = 1024  # random directions that rows are projected on
 CLUSTERS = 10
+# The quantities that are of the sample, not of all rows.
+OF_SAMPLE = {
+    "rows", "rows_prime", "units", "units_prime", "neighbours", "distinct_neighbours", "clusters", "classes",
+}  # fmt: skip
 
 
 class Quantities:
@@ -179,14 +183,13 @@ class Quantities:
     @functools.cached_property
     def neighbours(self) -> tuple[Float[np.ndarray, "m k"], Int[np.ndarray, "m k"]]:
         """Distances to the nearest other rows of the sample, ascending, and their indices; k is at most 10."""
-        from sklearn.neighbors import NearestNeighbors  # here, because it takes a second
+        return nearest(self.rows, NEIGHBOURS)
 
-        count = min(NEIGHBOURS, len(self.rows) - 1)
-        if count < 1:
-            return np.zeros((len(self.rows), 0)), np.zeros((len(self.rows), 0), np.int64)
-        # About the mean, so that a large one costs the distances no digits.
-        found = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(self.rows - self.rows.mean(axis=0))
-        return found.kneighbors()
+    @functools.cached_property
+    def distinct_neighbours(self) -> Float[np.ndarray, "p k"]:
+        """Distances to the nearest other rows among the distinct rows of the sample, ascending."""
+        distinct = np.unique(self.rows, axis=0)
+        return self.neighbours[0] if len(distinct) == len(self.rows) else nearest(distinct, 2)[0]
 
     @functools.cached_property
     def directions(self) -> Float[np.ndarray, "c d"]:
@@ -228,6 +231,17 @@ def _aligned(z: Any, z_prime: Any, labels: Any) -> Iterator[tuple[np.ndarray, np
         raise ValueError(f"z_prime must have as many rows as z, {start}, found {start + more}")
     if labels is not None and len(labels) != start:
         raise ValueError(f"labels must be as many as the rows, {start}, found {len(labels)}")
+
+
+def nearest(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distances `[n, k]` to the nearest other rows, ascending, and their indices; k is `count`, or all there are."""
+    from sklearn.neighbors import NearestNeighbors  # here, because it takes a second
+
+    count = min(count, len(rows) - 1)
+    if count < 1:
+        return np.zeros((len(rows), 0)), np.zeros((len(rows), 0), np.int64)
+    # About the mean, so that a large one costs the distances no digits.
+    return NearestNeighbors(n_neighbors=count, algorithm="brute").fit(rows - rows.mean(axis=0)).kneighbors()
 
 
 def k_means(rows: np.ndarray, clusters: int) -> Int[np.ndarray, " n"]:

@@ -48,15 +48,16 @@ def whitening_mse(rows: np.ndarray, rows_prime: np.ndarray) -> float:
 def lidar(rows: np.ndarray, rows_prime: np.ndarray) -> float:
     """`rankme` of the eigenvalues of Sw^-1/2 Sb Sw^-1/2: an image is a class with two views, delta is 1e-4.
 
-    The paper takes about 50 views of each image; with two, Sw is estimated from as many differences as there are
-    images, and these have to be more than the dimensions.
+    Sb and Sw are unbiased estimates (divisors n - 1 and n (q - 1)), as in the paper; codes with the divisors n and n q
+    have twice the delta for two views. The paper takes about 50 views of each image; with two, Sw is estimated from as
+    many differences as there are images, and these have to be more than the dimensions.
     """
     n, d = rows.shape
     if n <= d:
         return float("nan")
     means, half = (rows + rows_prime) / 2, (rows - rows_prime) / 2
     centred = means - means.mean(axis=0)
-    between, within = centred.T @ centred / n, half.T @ half / n + LIDAR_DELTA * np.eye(d)
+    between, within = centred.T @ centred / (n - 1), 2 * half.T @ half / n + LIDAR_DELTA * np.eye(d)
     return rankme(np.maximum(scipy.linalg.eigh(between, within, eigvals_only=True)[::-1], 0))
 
 

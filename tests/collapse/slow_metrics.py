@@ -193,11 +193,11 @@ def pseudo_condition_number(z):
 
 
 def coherence(z):
-    """(n/d) max_i |U_i|^2, U the left singular vectors with a non-zero singular value. Tsitsulin et al. 2023."""
+    """(n/rank) max_i |U_i|^2, U the left singular vectors with a non-zero singular value. Candes & Recht 2009."""
     n, d = np.shape(z)
     u, s, _ = np.linalg.svd(np.asarray(z, np.float64), full_matrices=False)
     u = u[:, (s > max(n, d) * ROUNDING * s[0])]
-    return n / d * max(float(row @ row) for row in u)
+    return n / u.shape[1] * max(float(row @ row) for row in u)
 
 
 def collapsed_dimensions(z, *, tol=1e-6):
@@ -316,12 +316,12 @@ def normality(z, directions):
 
 
 def _neighbour_ratios(z):
-    """r_2 / r_1 of each row, ascending; rows with a duplicate (r_1 = 0) are left out."""
+    """r_2 / r_1 of each distinct row, ascending."""
     ratios = []
-    for i, row in enumerate(_distances(z)):
+    distances = _distances(np.unique(z, axis=0))
+    for i, row in enumerate(distances if len(distances) > 2 else ()):
         first, second = sorted(np.delete(row, i))[:2]
-        if first > 0:
-            ratios.append(second / first)
+        ratios.append(second / first)
     return sorted(ratios)
 
 
@@ -379,16 +379,17 @@ def barlow_diagonal(z, z_prime):
 def lidar(z, z_prime, *, delta=1e-4, eps=1e-7):
     """exp(-sum_d p ln p), p = l / sum l + eps, l the d eigenvalues of Sw^-1/2 Sb Sw^-1/2; a row pair is a class, q = 2.
 
-    Thilak et al., ICLR 2024, arXiv 2312.04000, eqs. 1-3: Sb divides by n, Sw by n q, before delta I is added.
+    Thilak et al., ICLR 2024, arXiv 2312.04000, eqs. 1-3, by unbiased estimates: Sb divides by n - 1, Sw by n (q - 1),
+    before delta I is added.
     """
     views = np.stack([np.asarray(z, np.float64), np.asarray(z_prime, np.float64)], axis=1)  # [n, q, d]
     n, q, d = views.shape
     means = views.mean(axis=1)
-    between = _covariance(means)
+    between = _covariance(means) * n / (n - 1)
     within = delta * np.eye(d)
     for i in range(n):
         for j in range(q):
-            within += np.outer(views[i, j] - means[i], views[i, j] - means[i]) / (n * q)
+            within += np.outer(views[i, j] - means[i], views[i, j] - means[i]) / (n * (q - 1))
     values, vectors = np.linalg.eigh(within)
     inverse_root = vectors @ np.diag(values**-0.5) @ vectors.T
     return _entropy_rank(_eigenvalues(inverse_root @ between @ inverse_root), eps)

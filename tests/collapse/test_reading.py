@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from reading_files import WRITERS, only, refused, values, write_csv, write_lists, write_safetensors
 
-from dcjax.collapse import array_files, matrix, table_files
-from dcjax.collapse.reading import open_matrices, read_labels
+from dcjax.collapse.reading import array_files, matrix, open_matrices, read_labels, table_files
 
 DTYPES = [np.float32, np.float64, np.float16, np.int64, np.int8, np.uint16]
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from reading_files import WRITERS, error_of, only, refused, values, write_csv, write_lists, write_npy, write_safetensors
 
-from dcjax.collapse import matrix
-from dcjax.collapse.reading import open_matrices, read_labels
+from dcjax.collapse.reading import matrix, open_matrices, read_labels
 
 
 def test_parquet_that_cannot_be_used(tmp_path):

@@ -74,7 +74,7 @@ def of_cross(k, d, n):
         "iso_score": (k - 1) / (d - 1),
         "cev_auc": ((k + 1) / 2 + d - k) / d,
         "pseudo_condition_number": float(min(n, d) == k),
-        "coherence": k / d,
+        "coherence": 1,
         "collapsed_dimensions": d - k,
         "anisotropy": 1 / k,
         "mean_cosine": -1 / (n - 1),
@@ -227,7 +227,8 @@ def test_lidar_of_known_scatter():
     between, within = np.array([4.0, 2.0, 1.0, 0.5]), np.array([1.0, 0.1, 1.0, 0.01])
     means = math.sqrt(N) * orthonormal(N, 4) * np.sqrt(between)
     gaps = math.sqrt(N) * orthonormal(N, 4, seed=1) * np.sqrt(within)
-    p = between / (within + 0.3) / np.sum(between / (within + 0.3)) + 1e-3
+    ratios = between * N / (N - 1) / (2 * within + 0.3)  # unbiased: of two views, each is half a gap from their mean
+    p = ratios / ratios.sum() + 1e-3
     value = REFERENCES["lidar"](means + gaps + 7, means - gaps + 7, delta=0.3, eps=1e-3)
     assert value == pytest.approx(math.exp(-np.sum(p * np.log(p))), rel=1e-10)
 
