@@ -38,6 +38,11 @@ MAX_ARRAY_BYTES = 1 << 31  # of a matrix that the intervals hold in memory
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, reports on every file and exits with the status of the verdicts."""
     flags = _parse(argv)
+    if flags.measures:
+        from dcjax.collapse.metrics import markdown
+
+        print(markdown())
+        return
     try:
         if flags.weights:
             _report_weights(flags)
@@ -63,7 +68,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = cli.Parser(prog="dcjax collapse", description=__doc__ or "")
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a matrix file, or the folder of a run")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="a matrix file, or the folder of a run")
+    parser.add_argument("--measures", action="store_true", help="list the measures in Markdown, and exit")
     parser.add_argument("--views", metavar="FILE", help="the other views of the images of the one FILE, in its order")
     parser.add_argument("--labels", metavar="FILE", help="a label for each row of the one FILE")
     parser.add_argument("--weights", action="store_true", help="report on the weight matrices of checkpoints or runs")
@@ -99,6 +105,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data_dir", help="for a run: the folder of its data, if it is not the one in its config")
     parser.add_argument("--devices", type=int, default=0, help="for a run: how many devices to use (default: all)")
     flags = parser.parse_args(argv)
+    if not flags.files and not flags.measures:
+        raise SettingError("name one FILE or more; found none (--help lists the flags)")
     if flags.sample < 1:
         raise SettingError(f"--sample must be at least 1, found {flags.sample}")
     if (flags.views or flags.labels) and (

@@ -70,15 +70,15 @@ class Covariance:
           weights: `[n]`, not negative, how often each row counts; rows of weight 0, such as padding, may hold anything.
 
         Raises:
-          ValueError: the shapes do not fit, weights that can be looked at are negative, or JAX would silently compute
-            in float32 what `init` made in float64.
+          ValueError: the shapes do not fit, weights in NumPy are negative, or JAX would silently compute in float32 what
+            `init` made in float64.
         """
         if np.ndim(z) != 2 or np.shape(z)[1] != self.factor.shape[-1]:
             raise ValueError(f"z must have the shape [n, {self.factor.shape[-1]}], found {np.shape(z)}")
         if weights is not None and np.shape(weights) != np.shape(z)[:1]:
             raise ValueError(f"weights must have the shape [{np.shape(z)[0]}], found {np.shape(weights)}")
-        if weights is not None and not isinstance(weights, jax.core.Tracer) and (np.asarray(weights) < 0).any():
-            raise ValueError(f"weights must not be negative, found {np.asarray(weights).min():g}")
+        if isinstance(weights, np.ndarray) and (weights < 0).any():  # looking at JAX's would wait for the device
+            raise ValueError(f"weights must not be negative, found {weights.min():g}")
         if np.shape(z)[0] == 0:
             return self
         xp = self._library(z, weights)
@@ -89,14 +89,12 @@ class Covariance:
             z = xp.where((w > 0)[:, None], z, 0)  # 0 * nan is nan
         n = w.sum()
         safe = xp.maximum(n, xp.finfo(dtype).tiny)
-        first = (w[:, None] * z).sum(axis=0) / safe
+        first = self._weighted(z, w, weights).sum(axis=0) / safe
         shift = xp.where(self.count > 0, self.shift, first)
-        rows = z - shift
-        offset = (w[:, None] * rows).sum(axis=0) / safe
-        rows = rows - offset
-        if weights is not None:
-            rows = xp.sqrt(w)[:, None] * rows
-        return self._joined(xp, shift, n, offset, rows)
+        z = z - shift
+        offset = self._weighted(z, w, weights).sum(axis=0) / safe
+        z = self._weighted(z - offset, xp.sqrt(w), weights)
+        return self._joined(xp, shift, n, offset, z)
 
     def merge(self, other: "Covariance") -> "Covariance":
         """The covariance of the rows of both; associative and commutative up to rounding.
@@ -145,6 +143,10 @@ class Covariance:
         factor = triangular_factor(xp, self.factor, rows, correction[None])
         return Covariance(total, shift, self.offset + share * apart, factor)
 
+    @staticmethod
+    def _weighted(rows: Array, w: Array, weights: Array | None) -> Array:
+        return rows if weights is None else w[:, None] * rows
+
     def _library(self, *arrays: Array) -> Any:
         """NumPy where all arrays are on the host, else JAX.
 
@@ -172,7 +174,8 @@ def triangular_factor(xp: Any, factor: Array, *rows: Array) -> Array:
     # LAPACK's QR of a triangle on top of rows leaves the zeros of the triangle out and works in place.
     lapack: Any = scipy.linalg.lapack
     fold = lapack.dtpqrt if factor.dtype == np.float64 else lapack.stpqrt
-    below = np.asfortranarray(np.concatenate(rows))
+    below = np.empty((sum(map(len, rows)), len(factor)), factor.dtype, order="F")
+    np.concatenate(rows, out=below)
     panel = min(64, len(factor))
     result, *_, info = fold(0, panel, np.array(factor, order="F"), below, overwrite_a=1, overwrite_b=1)
     if info:

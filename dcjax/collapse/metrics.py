@@ -82,11 +82,11 @@ METRICS = {
     "pseudo_condition_number": Metric(
         ranks.pseudo_condition_number, "0..1", "higher", "Tsitsulin et al., arXiv 2305.16562", LOW
     ),
-    "coding_rate": Metric(ranks.coding_rate, "0..", "higher", "Yu et al., NeurIPS 2020"),
-    "vicreg_variance": Metric(ranks.vicreg_variance, "0..1", "lower", "Bardes et al., ICLR 2022"),
+    "coding_rate": Metric(ranks.coding_rate, "0..", "higher", "Yu et al., NeurIPS 2020", LOW),
+    "vicreg_variance": Metric(ranks.vicreg_variance, "0..1", "lower", "Bardes et al., ICLR 2022", HIGH),
     "vicreg_covariance": Metric(ranks.vicreg_covariance, "0..", "lower", "Bardes et al., ICLR 2022", HIGH),
     # The sphere
-    "unit_std": Metric(ranks.unit_std, "0..1", "higher", "Chen & He, CVPR 2021, times sqrt d"),
+    "unit_std": Metric(ranks.unit_std, "0..1", "higher", "Chen & He, CVPR 2021, times sqrt d", LOW),
     "uniformity": Metric(geometry.uniformity, "-4..0", "lower", "Wang & Isola, ICML 2020, t = 2"),
     "w2_uniformity": Metric(ranks.w2_uniformity, "0..sqrt 2", "lower", "Fang et al., arXiv 2403.00642", HIGH),
     "mean_cosine": Metric(ranks.mean_cosine, "-1..1", "lower", "Ethayarajh, EMNLP 2019"),
@@ -106,17 +106,17 @@ METRICS = {
     # Two views
     "alignment": Metric(views.alignment, "0..4", "lower", "Wang & Isola, ICML 2020"),
     "barlow_off_diagonal": Metric(views.barlow_off_diagonal, "0..", "lower", "Zbontar et al., ICML 2021", HIGH),
-    "barlow_diagonal": Metric(views.barlow_diagonal, "0..", "lower", "Zbontar et al., ICML 2021"),
-    "whitening_mse": Metric(views.whitening_mse, "0..4", "lower", "Ermolov et al., ICML 2021", LOW),
+    "barlow_diagonal": Metric(views.barlow_diagonal, "0..", "lower", "Zbontar et al., ICML 2021", HIGH),
+    "whitening_mse": Metric(views.whitening_mse, "0..4", "lower", "Ermolov et al., ICML 2021", HIGH),
     "lidar": Metric(views.lidar, "1..d", "higher", "Thilak et al., ICLR 2024, two views", LOW),
     "cka": Metric(views.cka, "0..1", "higher", "Kornblith et al., ICML 2019", HIGH),
     "cka_debiased": Metric(views.cka_debiased, "to 1", "higher", "Nguyen et al., ICLR 2021"),
     # Labels
     "within_class_rank": Metric(classes.within_class_rank, "0..d", "-", "Roy & Vetterli, within classes", LOW),
-    "nc1": Metric(classes.nc1, "0..", "-", "Papyan et al., PNAS 2020", HIGH),
+    "nc1": Metric(classes.nc1, "0..", "-", "Papyan et al., PNAS 2020", LOW),
     "nc2_norms": Metric(classes.nc2_norms, "0..", "-", "Papyan et al., PNAS 2020", HIGH),
     "nc2_angles": Metric(classes.nc2_angles, "0..", "-", "Papyan et al., PNAS 2020", HIGH),
-    "cdnv": Metric(classes.cdnv, "0..", "-", "Galanti et al., ICLR 2022"),
+    "cdnv": Metric(classes.cdnv, "0..", "-", "Galanti et al., ICLR 2022", LOW),
 }
 
 
@@ -182,6 +182,17 @@ def chosen_names(names: Sequence[str] | None, *, paired: bool, labelled: bool) -
         if not given[METRICS[name].needs]:
             raise ValueError(f"the measure '{name}' needs {METRICS[name].needs}")
     return [name for name in METRICS if name in set(names)]
+
+
+def markdown() -> str:
+    """The table as Markdown, a row for each measure: `dcjax collapse --measures`, docs/metrics.md."""
+    header = ["measure", "definition", "range", "better", "from", "few rows", "reference"]
+    rows = [header, ["---"] * len(header)]
+    for name, metric in METRICS.items():
+        definition = (inspect.getdoc(metric.function) or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        given = ", ".join(metric.quantities).replace("_", " ") + (" (sample)" if metric.of_sample else "")
+        rows.append([f"`{name}`", definition, metric.range, metric.better, given, metric.by_count, metric.reference])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,8 @@ from jaxtyping import Float, Shaped
 from dcjax.collapse.arrays import blocks, check_finite, unit_rows
 from dcjax.collapse.covariance import Covariance
 
+BLAS: Any = scipy.linalg.blas
+
 
 def spectrum(z: Any, *, normalize: bool = False) -> Float[np.ndarray, " d"]:
     """Singular values of the covariance C = 1/n sum_i (z_i - mean)(z_i - mean)^T, largest first.
@@ -70,8 +72,7 @@ class Gram:
         self.count += len(rows)
         self._sum += rows.sum(axis=0)
         if len(rows):  # the upper triangle only
-            blas: Any = scipy.linalg.blas
-            blas.dsyrk(1.0, rows.T, beta=1.0, c=self._gram, overwrite_c=1)
+            BLAS.dsyrk(1.0, rows.T, beta=1.0, c=self._gram, overwrite_c=1)
 
     @property
     def mean(self) -> Float[np.ndarray, " d"]:
@@ -80,22 +81,23 @@ class Gram:
 
     def eigenvalues(self) -> Float[np.ndarray, " d"]:
         """Those of the covariance with divisor n, descending; zeros past the rank that n rows can have."""
-        values = np.linalg.eigvalsh(self._scatter(self._sum / self.count), UPLO="U")[::-1] / self.count
+        values = _eigenvalues(self._about(self._sum / self.count)) / self.count
         return _without_rounding(values, self.count, self.mean)
 
     def uncentered_singular_values(self) -> Float[np.ndarray, " k"]:
         """Those of the rows themselves, descending."""
-        scatter = self._scatter(self._sum / self.count) + self.count * np.outer(self.mean, self.mean)
-        values = np.linalg.eigvalsh(scatter, UPLO="U")[::-1][: min(self.count, len(scatter))]
-        return np.sqrt(np.maximum(values, 0))
+        scatter = self._about(self._sum / self.count)
+        scatter = BLAS.dsyr(self.count, self.mean, a=scatter, overwrite_a=1)
+        return np.sqrt(_eigenvalues(scatter)[: self.count])
 
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """The covariance with divisor n."""
-        upper = np.triu(self._scatter(self._sum / self.count))
+        upper = np.triu(self._about(self._sum / self.count))
         return (upper + np.triu(upper, 1).T) / self.count
 
-    def _scatter(self, offset: np.ndarray) -> np.ndarray:
-        return self._gram - self.count * np.outer(offset, offset)
+    def _about(self, offset: np.ndarray) -> np.ndarray:
+        """The upper triangle of the scatter about `shift + offset`, a copy in Fortran's order."""
+        return BLAS.dsyr(-self.count, offset, a=self._gram.copy(order="F"), overwrite_a=1)
 
 
 class Factor:
@@ -130,6 +132,12 @@ class Factor:
     def covariance(self) -> Float[np.ndarray, "d d"]:
         """The covariance with divisor n."""
         return self._state.factor.T @ self._state.factor / self.count
+
+
+def _eigenvalues(upper: np.ndarray) -> np.ndarray:
+    """Those of a positive semi-definite matrix from its upper triangle, descending; destroys it, to save its memory."""
+    values = scipy.linalg.eigvalsh(upper, lower=False, overwrite_a=True, check_finite=False, driver="evd")
+    return np.maximum(values[::-1], 0)
 
 
 def _without_rounding(values: np.ndarray, count: int, mean: np.ndarray) -> np.ndarray:

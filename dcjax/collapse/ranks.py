@@ -36,17 +36,17 @@ def effective_rank(singular_values: Float[np.ndarray, " d"]) -> float:
 
 
 def centered_effective_rank(eigenvalues: np.ndarray) -> float:
-    """`effective_rank` of the singular values of the centred rows."""
+    """exp(-sum p ln p), p = s / sum s, s the singular values of the centred rows."""
     return effective_rank(np.sqrt(eigenvalues))
 
 
 def eigenvalue_rank(eigenvalues: np.ndarray) -> float:
-    """`effective_rank` of the eigenvalues instead of their roots; it weighs the largest more."""
+    """exp(-sum p ln p), p = lam / sum lam: of the eigenvalues, not their roots; it weighs the largest more."""
     return effective_rank(eigenvalues)
 
 
 def matrix_entropy(singular_values: np.ndarray) -> float:
-    """exp of the von Neumann entropy of Z Z^T / tr: `effective_rank` of the squared uncentred singular values."""
+    """exp of the von Neumann entropy of Z Z^T / tr: `eigenvalue_rank` without centring."""
     return effective_rank(singular_values**2)
 
 
@@ -101,7 +101,7 @@ def participation_ratio_corrected(eigenvalues: np.ndarray, count: int, fourth_mo
 
 
 def iso_score(eigenvalues: np.ndarray) -> float:
-    """IsoScore, by its identity (participation ratio - 1) / (d - 1); nan for d = 1."""
+    """IsoScore, by its identity (participation ratio - 1) / (d - 1)."""
     return _iso_score(participation_ratio(eigenvalues), len(eigenvalues))
 
 
@@ -127,7 +127,7 @@ def alpha_req(eigenvalues: np.ndarray, count: int, *, ranks: tuple[int, int] = A
 
 
 def srank(singular_values: np.ndarray, *, delta: float = SRANK_DELTA) -> float:
-    """The least k whose k largest singular values hold a share of 1 - delta of their sum."""
+    """The least k whose k largest singular values hold 99 % of their sum; Z is not centred."""
     if not singular_values.any():
         return 0.0
     shares = np.cumsum(singular_values) / singular_values.sum()

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import new_process
+from helpers import ROOT, new_process
 
 from dcjax.collapse import METRICS, metrics, spectrum
 from dcjax.collapse.__main__ import main
@@ -148,7 +148,7 @@ def test_a_large_file_is_sampled_and_says_so(call):
         (["--weights", "vector.npy"], "^vector.npy"),
         (["few.npy", "--intervals"], "^a jackknife needs"),
         (["full.npy", "--sample=0"], "^--sample must be at least 1, found 0"),
-        ([], "required: FILE"),
+        ([], "^name one FILE or more; found none"),
     ],
 )
 def test_mistakes(call, argv, message):
@@ -158,6 +158,11 @@ def test_mistakes(call, argv, message):
         pickle.dump([1, 2], file)
     with pytest.raises(SettingError, match=message):
         call(*argv)
+
+
+def test_the_page_of_the_measures(call):
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    assert call("--measures")[1] in page, "write the table of docs/metrics.md again: dcjax collapse --measures"
 
 
 def test_weights(call):

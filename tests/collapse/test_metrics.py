@@ -11,7 +11,7 @@ import slow_metrics
 from test_slow_metrics import cross, orthonormal, with_spectrum
 
 from dcjax.collapse import METRICS, Interval, effective_rank, jackknife, metrics
-from dcjax.collapse.metrics import chosen_names, evaluate
+from dcjax.collapse.metrics import GROWS, HIGH, LOW, chosen_names, evaluate
 from dcjax.collapse.quantities import Quantities
 from dcjax.collapse.ranks import alpha_req, rankme
 from dcjax.collapse.running import Digits
@@ -287,6 +287,44 @@ def test_bad_input(arguments, message):
 def test_a_jackknife_refuses_too_few_rows():
     with pytest.raises(ValueError, match="found 30 rows and 20 groups"):
         jackknife(np.zeros((30, 3)))
+
+
+def test_few_rows_move_the_values_as_the_table_says(monkeypatch):
+    """60 rows in 20 dimensions against 2,000; of many draws, so that five standard errors show most biases."""
+    monkeypatch.setattr("dcjax.collapse.quantities.DIRECTIONS", 20)
+    scale, centres = np.arange(1, 21) ** -0.5, np.random.default_rng(9).normal(size=(3, 20)) / 2
+
+    def measured(rows, draws):
+        found = []
+        for seed in range(draws):
+            rng = np.random.default_rng(seed)
+            labels = np.arange(rows) % 3
+            x = rng.normal(size=(rows, 20)) * scale + centres[labels] + 0.3
+            views = [(x + 0.2 * rng.normal(size=x.shape)).astype(np.float32) for _ in range(2)]
+            found.append(metrics(*views, labels=labels, names=names))
+        values = np.array([[one[name] for name in names] for one in found])
+        return values.mean(axis=0), values.std(axis=0, ddof=1) / np.sqrt(draws)
+
+    names = [name for name in METRICS if name not in OF_CLUSTERS]
+    (few, error), (many, other_error) = measured(60, 30), measured(2000, 3)
+    away = dict(zip(names, (few - many) / np.maximum(np.hypot(error, other_error), 1e-9), strict=True))
+    for name, by in away.items():
+        if abs(by) > 5:
+            expected = {LOW: -1, HIGH: 1, GROWS: -1}[METRICS[name].by_count]
+            assert np.sign(by) == expected, name
+    clear = {
+        "effective_rank",
+        "rankme",
+        "participation_ratio",
+        "alpha_req",
+        "w2_uniformity",
+        "lidar",
+        "two_nn",
+        "hubness",
+    }
+    assert clear <= {name for name, by in away.items() if abs(by) > 5}
+    for name in ("participation_ratio_corrected", "iso_score_corrected", "cka_debiased", "uniformity", "alignment"):
+        assert abs(away[name]) < 5, name
 
 
 def test_names_follow_what_is_given():

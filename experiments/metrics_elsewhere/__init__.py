@@ -1,0 +1,1 @@
+"""The same matrices through other packages; `python -m experiments.metrics_elsewhere` is the command."""
