@@ -22,7 +22,7 @@ class Metric:
       range: the values that it can take; n rows, d columns.
       better: "higher", "lower", "1", or "-" where neither is better.
       reference: where it was defined.
-      by_count: how the value depends on the number of rows; empty where it does not, but for noise.
+      by_count: what few rows do to the value: "too low", "too high"; "grows with n"; empty for noise alone.
     """
 
     function: Callable[..., float]
@@ -50,9 +50,7 @@ class Metric:
         return "labels" if any(name.startswith("class") for name in self.quantities) else ""
 
 
-LOW = "too low with few rows"
-HIGH = "too high with few rows"
-GROWS = "grows with the rows"
+LOW, HIGH, GROWS = "too low", "too high", "grows with n"
 
 # One row for each measure. A further one is a function of quantities and a row.
 METRICS = {

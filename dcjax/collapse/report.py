@@ -116,18 +116,17 @@ def as_text(report: Report) -> str:
 
 
 def _table(report: Report) -> list[str]:
-    header = ["measure", "value", *(["95 % interval"] if report.intervals else []), "range", "better", "note"]
+    header = ["measure", "value", *(["95 % interval"] if report.intervals else []), "range", "better", "few rows", ""]
     rows = []
     for name, value in report.measures.items():
         metric = METRICS[name]
         sampled = report.sampled < report.shape[0] - report.skipped
-        notes = [f"of {report.sampled:,} rows"] if metric.of_sample and sampled else []
-        notes += [metric.by_count] if metric.by_count else []
         row = [name, f"{value:.4g}"]
         if report.intervals:
             found = report.intervals.get(name)
             row.append(f"{found.low:.4g} to {found.high:.4g}" if found else "")
-        rows.append([*row, metric.range, metric.better, "; ".join(notes)])
+        note = f"of {report.sampled:,} rows" if metric.of_sample and sampled else ""
+        rows.append([*row, metric.range, metric.better, metric.by_count, note])
     return aligned([header, *rows])
 
 

@@ -30,6 +30,10 @@ CAUSES = {
         "implicit regularisation that lets the small singular values of several layers lag behind",
         "compare with a run whose projector is fixed (DirectCLR) or has one layer less, and look at --weights",
     ),
+    "nothing": (
+        "only rounding is left there, so the cause cannot be told",
+        "look for constant columns, such as channels that a ReLU keeps at zero; a lower learning rate may revive them",
+    ),
     "unknown": (
         "",
         "pass the other views of the same images (--views) to see whether augmentation dominates these directions, and "
@@ -111,7 +115,8 @@ def judge(quantities: Quantities, *, tolerance: float = TOLERANCE, views: Quanti
     else:
         limit = f"{tolerance:g} of the largest"
     cause, advice = CAUSES[likely_cause(quantities, threshold, views)]
-    reason = f"{collapsed} of {d} eigenvalues are at or below {limit}" + (f"; {cause}" if cause else "")
+    verb = "is" if collapsed == 1 else "are"
+    reason = f"{collapsed} of {d} eigenvalues {verb} at or below {limit}" + (f"; {cause}" if cause else "")
     dead = int((np.diag(quantities.covariance) <= floor).sum())
     if dead:
         reason += f" ({dead} of the columns {'is' if dead == 1 else 'are'} constant)"
@@ -145,7 +150,7 @@ def likely_cause(quantities: Quantities, threshold: float, views: Quantities | N
     spread = ((both - both.mean(axis=0)) @ collapsed).var(axis=0).sum()
     rounding = views.digits.rounding_variance(float((both**2).mean(axis=0).max()))
     if spread <= rounding * collapsed.shape[1]:
-        return "unknown"  # only rounding is left there
+        return "nothing"
     return "augmentation" if ((half @ collapsed) ** 2).mean(axis=0).sum() >= NOISE_SHARE / 2 * spread else "depth"
 
 

@@ -113,4 +113,6 @@ def test_nothing_is_left_where_views_collapse_exactly():
     z = FULL.copy()
     z[:, 3:] = 0
     quantities = Quantities(z, z)
-    assert "cause" not in judge(quantities, views=quantities).reason
+    found = judge(quantities, views=quantities)
+    assert "only rounding is left there" in found.reason
+    assert "constant columns" in found.next
