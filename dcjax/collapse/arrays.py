@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-BLOCK_BYTES = 1 << 24  # of a block in float64: large enough for fast products, small beside a matrix [2048, 2048]
+BLOCK_BYTES = 1 << 23  # of a block in float64: enough rows for fast products, little beside a matrix [2048, 2048]
 
 
 def blocks(z: Any) -> Iterator[np.ndarray]:

@@ -67,7 +67,7 @@ class Covariance:
 
         Args:
           z: `[n, d]`, n >= 0. Few large blocks are faster and rounder less than many small ones.
-          weights: `[n]`, not negative, how often each row counts; rows of weight 0, such as padding, may hold anything.
+          weights: `[n]`, not negative, how often each row counts; rows of weight 0, as padding has, may hold anything.
 
         Raises:
           ValueError: the shapes do not fit, weights in NumPy are negative, or JAX would silently compute in float32 what

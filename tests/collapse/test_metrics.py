@@ -351,3 +351,13 @@ def test_the_unit_values():
 
 def test_orthonormal_columns_are_isotropic():
     assert metrics(orthonormal(24, 8), names=["effective_rank"])["effective_rank"] == pytest.approx(8, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(40, 1), (1, 5), (2, 2), (3, 40)], ids=str)
+def test_the_smallest_shapes_give_numbers(shape):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=shape)
+    found = metrics(z, z + 0.1 * rng.normal(size=shape), labels=np.arange(len(z)) % 2)
+    assert all(math.isfinite(value) for value in found.values())
+    assert found["effective_rank"] <= min(shape) + 1e-9
+    assert ("iso_score" in found) == (shape[1] > 1)
