@@ -71,9 +71,9 @@ def x64():
         yield
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def four_steps(tmp_path_factory):
-    """A finished run of 4 steps: its folder and its state."""
+    """A finished run of 4 steps: its folder and its state. Tests that change it take a copy."""
     from dcjax.pretrain import pretrain  # the other tests need not wait for it
 
     workdir = tmp_path_factory.mktemp("runs") / "four"
