@@ -17,9 +17,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from dcjax.collapse import METRICS, Quantities, metrics
+from dcjax.collapse import Quantities
 from dcjax.collapse.plot import draw_spectra, save
-from dcjax.collapse.report import Report, make_report
+from dcjax.collapse.report import Report, as_json, make_report
 from dcjax.config import read_config
 from dcjax.evaluation.embeddings import embeddings_of_run
 from dcjax.runtime import cli
@@ -33,6 +33,7 @@ SHOWN = (
     "effective_rank", "rankme", "participation_ratio_corrected", "alpha_req", "local_rank", "collapsed_dimensions",
     "mean_cosine", "alignment", "lidar",
 )  # fmt: skip
+KEPT_KEYS = ("name", "verdict", "metrics", "eigenvalues")
 
 
 def made_by_hand() -> dict[str, np.ndarray]:
@@ -62,11 +63,10 @@ def measure_runs(folders: Sequence[pathlib.Path], data_dir: str | None) -> dict[
     for folder in folders:
         projector = read_config(folder).projector.name
         for name, embedding in embeddings_of_run(folder, data_dir=data_dir).items():
-            quantities = Quantities(embedding.rows)
-            values = metrics(embedding.rows)
-            values |= metrics(*embedding.views, names=[n for n, m in METRICS.items() if m.needs == "views"])
-            record = {"run": folder.name, "metrics": values, "eigenvalues": quantities.eigenvalues.tolist()}
-            found.setdefault(f"{projector}: {name}", []).append(record)
+            views = Quantities(*embedding.views)
+            report = make_report(folder.name, Quantities(embedding.rows), views=views, dtype=embedding.rows.dtype.name)
+            record = as_json(report)
+            found.setdefault(f"{projector}: {name}", []).append({key: record[key] for key in KEPT_KEYS})
             print(f"{folder.name}: {name}", flush=True)
     return dict(sorted(found.items(), key=lambda item: item[0].split(": ")[::-1]))
 
@@ -94,8 +94,16 @@ def main(argv: Sequence[str]) -> None:
 def _run_table(runs: dict[str, list[dict[str, Any]]]) -> str:
     rows = []
     for key, items in runs.items():
-        rows.append([key, len(items), *(_cell([item["metrics"].get(name) for item in items]) for name in SHOWN)])
-    return markdown(["projector: embedding", "runs", *SHOWN], rows)
+        kinds = sorted({item["verdict"]["kind"] for item in items})
+        rows.append(
+            [
+                key,
+                len(items),
+                " or ".join(kinds),
+                *(_cell([item["metrics"].get(name) for item in items]) for name in SHOWN),
+            ]
+        )
+    return markdown(["projector: embedding", "runs", "verdict", *SHOWN], rows)
 
 
 def _cell(values: list[float | None]) -> str:

@@ -70,8 +70,8 @@ class Covariance:
           weights: `[n]`, not negative, how often each row counts; rows of weight 0, as padding has, may hold anything.
 
         Raises:
-          ValueError: the shapes do not fit, weights in NumPy are negative, or JAX would silently compute in float32 what
-            `init` made in float64.
+          ValueError: the shapes do not fit, weights in NumPy are negative, or JAX would compute in float32 what `init`
+            made in float64.
         """
         if np.ndim(z) != 2 or np.shape(z)[1] != self.factor.shape[-1]:
             raise ValueError(f"z must have the shape [n, {self.factor.shape[-1]}], found {np.shape(z)}")

@@ -38,6 +38,11 @@ class Metric:
         return tuple(p.name for p in parameters if p.kind is not inspect.Parameter.KEYWORD_ONLY)
 
     @property
+    def definition(self) -> str:
+        """The first sentence of the function's docstring."""
+        return " ".join((inspect.getdoc(self.function) or "").partition("\n\n")[0].split())
+
+    @property
     def of_sample(self) -> bool:
         """Whether it is computed from a sample of the rows where they are many."""
         return bool(OF_SAMPLE & set(self.quantities))
@@ -150,7 +155,7 @@ def metrics(
     found = measure(Quantities(z, z_prime, labels, sample=sample), chosen)
     missing = [name for name in chosen if name not in found]
     if names is not None and missing:
-        raise ValueError(f"{', '.join(missing)} is not defined for these rows: {METRICS[missing[0]].function.__doc__}")
+        raise ValueError(f"{', '.join(missing)} is not defined for these rows: {METRICS[missing[0]].definition}")
     return found
 
 
@@ -187,7 +192,7 @@ def markdown() -> str:
     header = ["measure", "definition", "range", "better", "from", "few rows", "reference"]
     rows = [header, ["---"] * len(header)]
     for name, metric in METRICS.items():
-        definition = (inspect.getdoc(metric.function) or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        definition = metric.definition.replace("|", "\\|")
         given = ", ".join(metric.quantities).replace("_", " ") + (" (sample)" if metric.of_sample else "")
         rows.append([f"`{name}`", definition, metric.range, metric.better, given, metric.by_count, metric.reference])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
