@@ -28,6 +28,7 @@ import jax  # noqa: E402  (the environment above must be set before JAX starts)
 import numpy as np  # noqa: E402
 from helpers import as_flags, tiny_config, vmapped_product_error  # noqa: E402
 
+from dcjax.collapse import METRICS, Covariance, Quantities, judge, metrics, spectrum  # noqa: E402
 from dcjax.evaluation.protocol import probe  # noqa: E402
 from dcjax.losses import info_nce, nt_xent  # noqa: E402
 from dcjax.main import main  # noqa: E402
@@ -75,6 +76,21 @@ def a_theorem_holds(folder: pathlib.Path) -> None:
     assert list((folder / "toy").glob("*.png"))
 
 
+def embeddings_are_judged() -> None:
+    """Every measure has a value, the running covariance agrees with NumPy's, and a lost direction is found."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(400, 16)).astype(np.float32)
+    z_prime = z + rng.normal(size=z.shape).astype(np.float32) / 4
+    assert set(metrics(z, z_prime, labels=np.arange(400) % 4)) == set(METRICS)
+    empty = Covariance.init(16)
+    state = jax.jit(lambda rows: empty.update(rows[:300]).merge(empty.update(rows[300:])))(z)
+    expected = np.linalg.eigvalsh(np.cov(z.T, bias=True))[::-1]
+    np.testing.assert_allclose(spectrum(z), expected, rtol=1e-10)
+    np.testing.assert_allclose(state.singular_values(), expected, rtol=1e-5)  # float32
+    z[:, 3] = z[:, 5]
+    assert judge(Quantities(z)).kind == "dimensional"
+
+
 def jit_is_right() -> None:
     """What jax 0.10.2 computes wrong, in case a later one does again."""
     assert vmapped_product_error(np.float32, 32_769) < 1e-5
@@ -90,6 +106,7 @@ if __name__ == "__main__":
     start = time.perf_counter()
     the_package_is_whole()
     jit_is_right()
+    embeddings_are_judged()
     losses_agree(make_mesh(8))
     with tempfile.TemporaryDirectory() as name:
         quickstart_resumes(pathlib.Path(name))
