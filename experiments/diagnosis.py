@@ -73,22 +73,34 @@ def measure_runs(folders: Sequence[pathlib.Path], data_dir: str | None) -> dict[
 
 def main(argv: Sequence[str]) -> None:
     flags = _parse(argv)
-    reports = judge_by_hand()
-    runs = measure_runs(flags.runs, flags.data_dir)
+    write(judge_by_hand(), measure_runs(flags.runs, flags.data_dir), flags.results)
+
+
+def write(reports: Sequence[Report], runs: dict[str, list[dict[str, Any]]], folder: pathlib.Path) -> None:
+    """Prints the tables, and writes them with the numbers and the figure."""
     rows = [[r.name, r.verdict.kind, r.verdict.collapsed, f"{r.measures['effective_rank']:.1f}"] for r in reports]
     text = markdown(["made by hand", "verdict", f"collapsed of {DIM}", "effective rank"], rows)
     if runs:
-        text += "\n\n" + _run_table(runs)
+        text += "\n\n" + _run_table(runs) + "\n\nMeans with 95 % intervals over seeds."
     print(text)
     record = {"by_hand": {r.name: {"verdict": r.verdict.kind, "collapsed": r.verdict.collapsed} for r in reports}}
-    replace_text(flags.results / "diagnosis.json", json.dumps(rounded(record | {"runs": runs})) + "\n")
-    replace_text(flags.results / "diagnosis.md", text + "\n")
+    replace_text(folder / "diagnosis.json", json.dumps(rounded(record | {"runs": runs})) + "\n")
+    replace_text(folder / "diagnosis.md", text + "\n")
     panels = [lambda axes: _draw_by_hand(axes, reports)]
-    for name in ("r", "z"):
-        first = {key: np.array(items[0]["eigenvalues"]) for key, items in runs.items() if key.endswith(f": {name}")}
+    for name, title in (("r", "representation r, one run of each projector"), ("z", "embedding z")):
+        first = {
+            key.split(":")[0]: np.array(items[0]["eigenvalues"])
+            for key, items in runs.items()
+            if key.endswith(f": {name}")
+        }
         if first:
-            panels.append(lambda axes, first=first: draw_spectra(axes, first, relative=True))
-    save(panels, flags.results / "diagnosis.png")
+            panels.append(lambda axes, first=first, title=title: _draw_runs(axes, first, title))
+    save(panels, folder / "diagnosis.png")
+
+
+def _draw_runs(axes: Any, spectra: dict[str, np.ndarray], title: str) -> None:
+    draw_spectra(axes, spectra, relative=True)
+    axes.set_title(title, fontsize=9)
 
 
 def _run_table(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -111,7 +123,7 @@ def _cell(values: list[float | None]) -> str:
     found = mean_of([value for value in values if value is not None]) if None not in values else None
     if found is None:
         return ""
-    return f"{found.mean:.3g}" + (f" ± {found.half_width:.1g}" if found.count > 1 else "")
+    return f"{found.mean:.3g}" + (f" ± {found.half_width:.2g}" if found.count > 1 else "")
 
 
 def _draw_by_hand(axes: Any, reports: Sequence[Report]) -> None:
