@@ -15,7 +15,7 @@ from helpers import as_flags, tiny_config, write_images
 from dcjax.runtime.errors import InterruptedRunError, SettingError
 from dcjax.toy.statements.claims import Report, vanishes
 from dcjax.toy.statements.plot import Curve, Panel
-from experiments import figure1, figures3_to_6, learning_rate
+from experiments import diagnosis, figure1, figures3_to_6, learning_rate
 from experiments.benchmarks import pretrain_step
 from experiments.records import RESULTS, write_result
 from experiments.run import Job, run_config
@@ -164,3 +164,15 @@ def test_the_step_is_timed(monkeypatch, capsys, tmp_path):
     assert line["pairs_per_second"] == pytest.approx(8000 / line["step_ms"], rel=0.05)
     assert 0.3 * math.log(8) < line["loss"] < 3 * math.log(8)
     assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+def test_the_diagnosis_finds_every_kind_in_every_precision(tmp_path, capsys):
+    diagnosis.main([f"--results={tmp_path}"])
+    found = json.loads((tmp_path / "diagnosis.json").read_text())["by_hand"]
+    assert len(found) == 9
+    for name, verdict in found.items():
+        kind = {"no collapse": "none", "dimensional collapse": "dimensional", "complete collapse": "complete"}
+        assert verdict["verdict"] == kind[name.split(", ")[0]], name
+    assert found == json.loads((RESULTS / "diagnosis.json").read_text())["by_hand"]
+    assert (tmp_path / "diagnosis.png").exists()
+    assert "| dimensional collapse, float16 | dimensional | 16 |" in capsys.readouterr().out
