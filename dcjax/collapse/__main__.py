@@ -9,21 +9,24 @@ Files: .npy, .npz, .safetensors, .csv, .parquet, a row for each embedding; they 
 for r and z of its test images, and of two augmented views of them.
 
 The verdict is complete collapse (all rows are alike), dimensional collapse (at least one direction at or below
---tolerance of the largest, or below the rounding of the entries), no collapse, or undetermined (no more rows than
-columns). The exit status is 0 for no collapse, 1 for collapse of any embedding, 3 if one is undetermined and none has
-collapsed, and 2 after a mistake. The verdict is on the embedding, not on how well it serves a task; for dense tasks,
-measures of this kind have been reported to point the wrong way.
+--tolerance of the largest, or below the rounding of the entries), no collapse, or undetermined (no more distinct rows
+than columns, or hardly more). Integers count as exact. The exit status is 0 for no collapse, 1 for collapse of any
+embedding, 3 if one is undetermined and none has collapsed, and 2 after a mistake. The verdict is on the embedding, not on
+how well it serves a task; for dense tasks, measures of this kind have been reported to point the wrong way.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from dcjax.collapse.arrays import BLOCK_BYTES, MAX_DIM
 from dcjax.collapse.quantities import SAMPLE, Quantities
 from dcjax.collapse.ranks import TOLERANCE
 from dcjax.collapse.reading import Matrix, open_matrices, read_labels
@@ -31,39 +34,52 @@ from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
 
 CELLS = 10
-BLOCK_ROWS = 4096
 MAX_ARRAY_BYTES = 1 << 31  # of a matrix that the intervals hold in memory
 
 
 def main(argv: Sequence[str]) -> None:
     """Parses the command line, reports on every file and exits with the status of the verdicts."""
-    flags = _parse(argv)
-    if flags.measures:
-        from dcjax.collapse.metrics import markdown
-
-        print(markdown())
-        return
     try:
-        if flags.weights:
-            _report_weights(flags)
-            return
-        reports = [report for file in flags.files for report in _reports(file, flags)]
-        if flags.plot:
-            _plot(reports, flags.plot)
+        flags = _parse(argv)
+        reports = _report(flags)
+    except BrokenPipeError:  # the reader of the output has gone, and no verdict reached it
+        sys.stdout = open(os.devnull, "w")
+        cli.leave(2, "the output was cut off")
+    except OSError as error:
+        raise SettingError(f"{error.filename or 'a file'} cannot be used ({error.strerror})") from error
     except ValueError as error:  # the library's, which knows no settings
         raise SettingError(str(error)) from error
-    except OSError as error:
-        raise SettingError(f"{error.filename} cannot be used ({error.strerror})") from error
-    if flags.json:
-        from dcjax.collapse.report import as_json
-
-        print(json.dumps([as_json(report) for report in reports]))
+    except MemoryError as error:
+        raise SettingError(f"there is not enough memory ({error}); pass fewer columns or a smaller --sample") from error
+    except Exception:
+        traceback.print_exc()
+        cli.leave(2, "an error of the program, not a verdict; the lines above say where")
     collapsed = [report.name for report in reports if report.verdict.kind in ("complete", "dimensional")]
     undetermined = [report.name for report in reports if report.verdict.kind == "undetermined"]
     if collapsed:
         cli.leave(1, f"collapsed: {', '.join(collapsed)}")
     if undetermined:
         cli.leave(3, f"undetermined: {', '.join(undetermined)}")
+
+
+def _report(flags: argparse.Namespace) -> list[Any]:
+    """Prints what the flags ask for, and returns the reports on embeddings."""
+    if flags.measures:
+        from dcjax.collapse.metrics import markdown
+
+        print(markdown())
+        return []
+    if flags.weights:
+        _report_weights(flags)
+        return []
+    reports = [report for file in flags.files for report in _reports(file, flags)]
+    if flags.plot:
+        _plot(reports, flags.plot)
+    if flags.json:
+        from dcjax.collapse.report import as_json
+
+        print(json.dumps([as_json(report) for report in reports]), flush=True)
+    return reports
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -109,11 +125,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise SettingError("name one FILE or more; found none (--help lists the flags)")
     if flags.sample < 1:
         raise SettingError(f"--sample must be at least 1, found {flags.sample}")
-    if (flags.views or flags.labels) and (
-        len(flags.files) > 1 or flags.weights or pathlib.Path(flags.files[0]).is_dir()
-    ):
+    runs = [file for file in flags.files if pathlib.Path(file).is_dir()]
+    if (flags.views or flags.labels) and (len(flags.files) > 1 or flags.weights or runs):
         name = "--views" if flags.views else "--labels"
         raise SettingError(f"{name} goes with one FILE of embeddings, found {' '.join(flags.files)}")
+    if flags.weights and (flags.local or flags.intervals or flags.tolerance != TOLERANCE):
+        raise SettingError("--weights reports on matrices; --local, --intervals and --tolerance are for embeddings")
+    if (flags.data_dir or flags.devices) and (flags.weights or not runs):
+        raise SettingError("--data_dir and --devices are for the embeddings of a run, found none among the files")
     if flags.plot and (flags.plot.suffix.lower() != ".png" or not flags.plot.absolute().parent.is_dir()):
         raise SettingError(f"--plot must name a .png file in an existing folder, found {flags.plot}")
     return flags
@@ -140,12 +159,14 @@ def _file_reports(file: str, flags: argparse.Namespace) -> Iterator[Any]:
         names = ", ".join(matrix.name for matrix in [*matrices, *views])
         raise SettingError(f"--views and --labels need files of one matrix each, found {names}")
     for matrix in matrices:
-        other = views[0] if views else None
-        pair = None if other is None else other.blocks(BLOCK_ROWS)
+        if matrix.columns > MAX_DIM:
+            raise SettingError(f"{matrix.name} has {matrix.columns:,} columns; at most {MAX_DIM:,} can be judged")
+        other, rows = views[0] if views else None, max(BLOCK_BYTES // (8 * matrix.columns), 64)
+        pair = None if other is None else other.blocks(rows)
         intervals = _intervals(matrix, other, labels, flags.sample) if flags.intervals else None
-        quantities = Quantities(matrix.blocks(BLOCK_ROWS), pair, labels, sample=flags.sample, skip_nonfinite=True)
+        quantities = Quantities(matrix.blocks(rows), pair, labels, sample=flags.sample, skip_nonfinite=True)
         yield make_report(
-            matrix.name,
+            file + matrix.name.removeprefix(pathlib.Path(file).name),
             quantities,
             dtype=matrix.dtype.name,
             tolerance=flags.tolerance,
@@ -163,7 +184,7 @@ def _run_reports(folder: str, flags: argparse.Namespace) -> Iterator[Any]:
     for name, found in embeddings.items():
         intervals = jackknife(found.rows, labels=found.labels, sample=flags.sample) if flags.intervals else None
         yield make_report(
-            f"{pathlib.Path(folder).name}: {name}",
+            f"{folder}: {name}",
             Quantities(found.rows, labels=found.labels, sample=flags.sample),
             views=Quantities(*found.views, sample=flags.sample),
             dtype=found.rows.dtype.name,
@@ -177,25 +198,13 @@ def _intervals(matrix: Matrix, other: Matrix | None, labels: np.ndarray | None, 
     """The jackknife of a matrix that fits into memory, without its rows of NaN or inf."""
     from dcjax.collapse.metrics import jackknife
 
-    rows, pairs = (None if part is None else _whole(part) for part in (matrix, other))
+    rows, pairs = (None if part is None else part.array(MAX_ARRAY_BYTES) for part in (matrix, other))
     assert rows is not None
     good = np.isfinite(rows).all(axis=1)
     if pairs is not None and len(pairs) == len(rows):  # `Quantities` refuses another length in its own words
         good &= np.isfinite(pairs).all(axis=1)
     parts = [None if part is None or len(part) != len(rows) else part[good] for part in (rows, pairs, labels)]
     return jackknife(parts[0], parts[1], labels=parts[2], sample=sample)
-
-
-def _whole(matrix: Matrix) -> np.ndarray:
-    blocks, size = [], 0
-    for block in matrix.blocks(BLOCK_ROWS):
-        blocks.append(block)
-        size += block.nbytes
-        if size > MAX_ARRAY_BYTES:
-            raise SettingError(
-                f"--intervals needs a matrix of at most {MAX_ARRAY_BYTES >> 30} GiB, {matrix.name} has more"
-            )
-    return np.concatenate(blocks)
 
 
 def _report_weights(flags: argparse.Namespace) -> None:

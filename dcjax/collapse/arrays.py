@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+MAX_DIM = 1 << 15  # matrices [d, d] of 8 GiB
+MAX_ENTRY = 1e70  # fourth powers are finite
 BLOCK_BYTES = 1 << 23  # of a block in float64: enough rows for fast products, little beside a matrix [2048, 2048]
 
 
@@ -31,9 +33,13 @@ def blocks(z: Any) -> Iterator[np.ndarray]:
         dim = dim or batch.shape[1]
         if batch.shape[1] != dim:
             raise ValueError(f"batches must have the same d, found {dim} and {batch.shape[1]}")
+        if dim > MAX_DIM:
+            raise ValueError(f"d must be at most {MAX_DIM:,}, for matrices [d, d] in memory, found {dim:,}")
         rows = max(BLOCK_BYTES // (8 * dim), 64)
         for start in range(0, len(batch), rows):
-            yield np.asarray(batch[start : start + rows])
+            block = np.asarray(batch[start : start + rows])
+            native = np.dtype(np.float64) if block.dtype == np.longdouble else block.dtype.newbyteorder("=")
+            yield block.astype(native, copy=False)
 
 
 def as_array(z: Any) -> np.ndarray | None:
@@ -63,14 +69,16 @@ def as_array(z: Any) -> np.ndarray | None:
 
 
 def is_real(dtype: np.dtype) -> bool:
-    """Whether a dtype holds real numbers: integers, booleans, and floats including bfloat16."""
-    return dtype.kind in "biuf" or dtype.name == "bfloat16"
+    """Whether a dtype holds real numbers: integers, booleans, and floats of 16 bits or more including bfloat16."""
+    return dtype.kind in "biu" or (dtype.kind == "f" and dtype.itemsize > 1) or dtype.name == "bfloat16"
 
 
 def check_finite(block: np.ndarray) -> None:
-    """Raises `ValueError` if a block has entries that are not finite."""
+    """Raises `ValueError` if a block has entries that are not finite, or so large that their powers are not."""
     if not np.isfinite(block).all():
         raise ValueError("z must be finite, found NaN or inf")
+    if block.dtype == np.float64 and block.size and np.abs(block).max() > MAX_ENTRY:
+        raise ValueError(f"entries must be at most {MAX_ENTRY:g} in size, found {np.abs(block).max():g}; scale them")
 
 
 def unit_rows(z: np.ndarray) -> Float[np.ndarray, "n d"]:

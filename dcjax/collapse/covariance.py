@@ -23,12 +23,13 @@ class Covariance:
     collapsed dimensions lie.
 
     NumPy arrays are computed with NumPy in the dtype of `init`, and JAX arrays with JAX, under `jit`, `vmap`, `scan`
-    and `shard_map` too. In float32, blocks of 64 rows or more and a mean of up to 10 times the spread leave each
-    eigenvalue above 1e-11 of the largest exact to 1 %. In float64, a mean of 1e4 times the spread leaves each above
-    1e-12 exact to 1e-7. The memory is O(d^2).
+    and `shard_map` too; inside `shard_map` the state has to vary over the mesh's axis as the rows do. In float32,
+    blocks of 64 rows or more and a mean of up to 10 times the spread leave each eigenvalue above 1e-11 of the largest
+    exact to 1 %. In float64, a mean of 1e4 times the spread leaves each above 1e-12 exact to 1e-7. The memory is
+    O(d^2).
 
     Attributes:
-      count: [] the sum of the weights. In float32, counts beyond 2^24 grow only by updates of two rows or more.
+      count: [] the sum of the weights. In float32, an update by less than count / 2^24 rows does not move it.
       shift: `[d]`, the mean of the first rows. The others are measured from it, so that a large mean costs no digits.
       offset: `[d]`, the mean of all rows minus `shift`.
       factor: `[d, d]`, R.
@@ -66,19 +67,22 @@ class Covariance:
         """Adds rows.
 
         Args:
-          z: `[n, d]`, n >= 0. Few large blocks are faster and rounder less than many small ones.
+          z: `[n, d]`, n >= 0. A few large blocks are faster and more exact than many small ones.
           weights: `[n]`, not negative, how often each row counts; rows of weight 0, as padding has, may hold anything.
 
         Raises:
           ValueError: the shapes do not fit, weights in NumPy are negative, or JAX would compute in float32 what `init`
             made in float64.
         """
+        self._check_single()
         if np.ndim(z) != 2 or np.shape(z)[1] != self.factor.shape[-1]:
             raise ValueError(f"z must have the shape [n, {self.factor.shape[-1]}], found {np.shape(z)}")
         if weights is not None and np.shape(weights) != np.shape(z)[:1]:
             raise ValueError(f"weights must have the shape [{np.shape(z)[0]}], found {np.shape(weights)}")
-        if isinstance(weights, np.ndarray) and (weights < 0).any():  # looking at JAX's would wait for the device
-            raise ValueError(f"weights must not be negative, found {weights.min():g}")
+        if weights is not None and not isinstance(weights, jax.Array):  # looking at JAX's would wait for the device
+            weights = np.asarray(weights)
+            if (weights < 0).any():
+                raise ValueError(f"weights must not be negative, found {weights.min():g}")
         if np.shape(z)[0] == 0:
             return self
         xp = self._library(z, weights)
@@ -102,6 +106,7 @@ class Covariance:
         Raises:
           ValueError: the dimensions or the dtypes differ.
         """
+        self._check_single()
         if self.factor.shape != other.factor.shape or self.factor.dtype != other.factor.dtype:
             one, two = (f"{c.factor.shape[-1]} ({c.factor.dtype})" for c in (self, other))
             raise ValueError(f"only covariances of the same dim and dtype can be merged, found {one} and {two}")
@@ -118,20 +123,22 @@ class Covariance:
         rounding hides values below about 1e-13 (float32) of the largest.
 
         Raises:
-          ValueError: there are fewer than two rows.
+          ValueError: there are fewer than two rows, or some had NaN or inf.
 
         References:
           Jing et al., ICLR 2022, eq. 1.
         """
         if isinstance(self.factor, jax.core.Tracer):
-            return jnp.linalg.svd(self.factor, compute_uv=False) ** 2 / self.count
+            return jnp.linalg.svd(self.factor, compute_uv=False) ** 2 / self.count[..., None]
         if not np.asarray(self.count).min() >= 2:
             raise ValueError(f"a spectrum needs two rows or more, found {np.asarray(self.count).min():g}")
+        if not np.isfinite(self.factor).all():
+            raise ValueError("the rows had NaN or inf")
         values = np.linalg.svd(np.asarray(self.factor, np.float64), compute_uv=False) ** 2
         return values / np.asarray(self.count, np.float64)[..., None]
 
     def _joined(self, xp: Any, shift: Array, count: Array, offset: Array, rows: Array) -> "Covariance":
-        """With `rows` added, which are centred and weighted, `count` in all, of the mean `shift + offset`.
+        """Adds rows that are centred and weighted already; their total weight is `count`, their mean `shift + offset`.
 
         The scatter about the common mean is the sum of both about their own means and of one more row, the scaled
         difference of the means (Chan, Golub & LeVeque, 1983).
@@ -142,6 +149,10 @@ class Covariance:
         correction = xp.sqrt(self.count * share) * apart
         factor = triangular_factor(xp, self.factor, rows, correction[None])
         return Covariance(total, shift, self.offset + share * apart, factor)
+
+    def _check_single(self) -> None:
+        if np.ndim(self.factor) != 2:
+            raise ValueError(f"use jax.vmap for a batch of covariances, found a factor {np.shape(self.factor)}")
 
     @staticmethod
     def _weighted(rows: Array, w: Array, weights: Array | None) -> Array:

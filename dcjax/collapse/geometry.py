@@ -14,7 +14,7 @@ CHUNK = 1 << 25  # entries of a block of similarities or of projections
 
 
 def uniformity(units: np.ndarray) -> float:
-    """ln mean_{i < j} exp(-2 |z_i - z_j|^2) of unit rows; lower is better, at least -4.
+    """ln mean_{i < j} exp(-2 |z_i - z_j|^2) of unit rows; lower is better, about -4 at least for many rows.
 
     Nearly blind for large d: the rows of any half of 2,048 dimensions score as well as those of all.
     """

@@ -72,7 +72,7 @@ METRICS = {
     "eigenvalue_rank": Metric(ranks.eigenvalue_rank, "1..d", "higher", "Roy & Vetterli, on eigenvalues", LOW),
     "matrix_entropy": Metric(ranks.matrix_entropy, "1..d", "higher", "Skean et al., arXiv 2502.02013", LOW),
     "srank": Metric(ranks.srank, "1..d", "higher", "Kumar et al., ICLR 2021", LOW),
-    "feature_rank": Metric(ranks.feature_rank, "0..d", "higher", "Lyle et al., ICLR 2022"),
+    "feature_rank": Metric(ranks.feature_rank, "0..d", "higher", "Lyle et al., ICLR 2022", LOW),
     "collapsed_dimensions": Metric(ranks.collapsed_dimensions, "0..d", "lower", "Jing et al., ICLR 2022", HIGH),
     # Shape of the spectrum
     "alpha_req": Metric(ranks.alpha_req, "0..", "1", "Agrawal et al., NeurIPS 2022", HIGH),
@@ -90,7 +90,7 @@ METRICS = {
     "vicreg_covariance": Metric(ranks.vicreg_covariance, "0..", "lower", "Bardes et al., ICLR 2022", HIGH),
     # The sphere
     "unit_std": Metric(ranks.unit_std, "0..1", "higher", "Chen & He, CVPR 2021, times sqrt d", LOW),
-    "uniformity": Metric(geometry.uniformity, "-4..0", "lower", "Wang & Isola, ICML 2020, t = 2"),
+    "uniformity": Metric(geometry.uniformity, "-8..0", "lower", "Wang & Isola, ICML 2020, t = 2"),
     "w2_uniformity": Metric(ranks.w2_uniformity, "0..sqrt 2", "lower", "Fang et al., arXiv 2403.00642", HIGH),
     "mean_cosine": Metric(ranks.mean_cosine, "-1..1", "lower", "Ethayarajh, EMNLP 2019"),
     "self_cluster": Metric(ranks.self_cluster, "to 1", "lower", "Tsitsulin et al., arXiv 2305.16562"),
@@ -230,7 +230,8 @@ def jackknife(
     their intervals are rough.
 
     Args:
-      z, z_prime, labels, names, sample: as in `metrics`; arrays.
+      z, z_prime, labels, names, sample: as in `metrics`; arrays. The interval of a measure of the sample is for as many
+        rows as the sample has.
       groups: how many groups the rows are dealt to at random, by a fixed seed.
 
     Returns:
@@ -249,14 +250,33 @@ def jackknife(
         raise ValueError(
             f"a jackknife needs an array with two rows or more in each of two groups or more, found {found}"
         )
-    whole = metrics(parts[0], parts[1], labels=parts[2], names=names, sample=sample)
-    group = np.random.default_rng(0).permutation(len(rows)) % groups
-    left_out = []
-    for g in range(groups):
-        kept = [None if part is None else np.asarray(part[group != g]) for part in parts]
-        left_out.append(metrics(kept[0], kept[1], labels=kept[2], names=list(whole), sample=sample))
+    chosen = chosen_names(names, paired=parts[1] is not None, labelled=parts[2] is not None)
+    drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[:sample])
+    if len(drawn) == len(rows):
+        return _left_out(parts, chosen, groups)
+    # Measures of a sample have the error of the sample, which stays the same while its groups are left out.
+    of_sample = [name for name in chosen if METRICS[name].of_sample]
+    found = _left_out(parts, [name for name in chosen if name not in of_sample], groups)
+    found |= _left_out([None if part is None else np.asarray(part)[drawn] for part in parts], of_sample, groups)
+    return {name: found[name] for name in chosen if name in found}
+
+
+def _left_out(parts: Sequence[np.ndarray | None], names: Sequence[str], groups: int) -> dict[str, Interval]:
+    """The jackknife of measures of rows, their other views and labels; those not defined for a part are left out."""
+    rows = parts[0]
+    assert rows is not None
+    if not names:
+        return {}
+    sets = [np.ones(len(rows), bool)]
+    group = np.random.default_rng(1).permutation(len(rows)) % groups
+    sets += [group != g for g in range(groups)]
+    measured = []
+    for kept in sets:
+        z, z_prime, labels = (None if part is None else np.asarray(part)[kept] for part in parts)
+        measured.append(measure(Quantities(z, z_prime, labels, sample=len(rows)), names))
+    whole, left_out = measured[0], measured[1:]
     found = {}
-    for name in whole:
+    for name in [name for name in names if all(name in values for values in measured)]:
         values = np.array([values[name] for values in left_out])
         error = np.sqrt((groups - 1) / groups * ((values - values.mean()) ** 2).sum())
         half = float(special.stdtrit(groups - 1, 0.975) * error)

@@ -50,14 +50,13 @@ def spectrum(z: Any, *, normalize: bool = False) -> Float[np.ndarray, " d"]:
 class Gram:
     """Moments of entries that float32 can hold, by the float64 Gram matrix of the rows minus the first block's mean.
 
-    It is several times as fast as the triangular factor. Its rounding hides eigenvalues below about 1e-15 of the
+    It is several times as fast as the triangular factor. Its rounding hides eigenvalues below 1e-15 to 1e-14 of the
     largest; the rounding of float32 entries themselves already hides those below about (6e-8)^2 = 4e-15 of their mean
     square.
     """
 
-    noise = 1e-15  # eigenvalues below this share of the largest are rounding
-
     def __init__(self, dim: int):
+        self.noise = max(1e-15, np.finfo(np.float64).eps * dim**0.5)  # smaller shares of the largest are rounding
         self.count = 0
         self._shift = np.zeros(dim)
         self._sum = np.zeros(dim)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from dcjax.collapse.arrays import blocks, check_finite, unit_rows
+from dcjax.collapse.arrays import MAX_ENTRY, blocks, check_finite, unit_rows
 from dcjax.collapse.moments import Moments, moments_for
-from dcjax.collapse.running import SEED, ClassSums, Digits, FourthMoment, Sample
+from dcjax.collapse.running import SEED, ClassSums, Digits, Distinct, FourthMoment, Sample
 
 SAMPLE = 5000  # rows that measures of pairs of rows look at: their time grows with the square
 NEIGHBOURS = 10
@@ -56,7 +56,7 @@ class Quantities:
         self._sums = ClassSums()
         self.digits = Digits()
         chosen = Sample(sample)
-        count = 0
+        count, largest = 0, 0.0
         for block, other, classes in _aligned(z, z_prime, labels):
             if skip_nonfinite:
                 good = np.isfinite(block).all(axis=1)
@@ -70,6 +70,7 @@ class Quantities:
                 check_finite(other)
             if self._moments is None or self._unit_moments is None:
                 self._moments, self._unit_moments = (moments_for(block.dtype, block.shape[1]) for _ in range(2))
+                self.distinct = Distinct(block.shape[1] + 1)
             if not len(block):
                 continue
             count += len(block)
@@ -78,12 +79,16 @@ class Quantities:
             self._unit_moments.update(unit)
             self._fourth.update(block)
             self.digits.update(block)
+            self.distinct.update(block)
+            largest = max(largest, float(np.abs(block.astype(np.float64)).max()))
             if classes is not None:
                 self._sums.update(block, classes)
             chosen.update(block, other, classes)
         if not count:
             found = f"{self.skipped} rows, all with NaN or inf" if self.skipped else "none"
             raise ValueError(f"z must have at least one finite row, found {found}")
+        if 0 < largest < 1 / MAX_ENTRY:
+            raise ValueError(f"entries must be 0 or reach {1 / MAX_ENTRY:g} in size, found {largest:g}; scale them")
         self.count = count
         self._rows, self._rows_prime, self._labels = chosen.parts()
 
@@ -101,6 +106,11 @@ class Quantities:
     def eigenvalues(self) -> Float[np.ndarray, " d"]:
         """Of the covariance of all rows, divisor n, descending."""
         return self.moments.eigenvalues()
+
+    @functools.cached_property
+    def vectors(self) -> Float[np.ndarray, "d d"]:
+        """The eigenvectors of `covariance` as columns, in the order of `eigenvalues`."""
+        return np.linalg.eigh(self.covariance)[1][:, ::-1]
 
     @functools.cached_property
     def singular_values(self) -> Float[np.ndarray, " k"]:

@@ -101,6 +101,8 @@ def as_text(report: Report) -> str:
     rows, columns = report.shape
     stored = "" if verdict.stored == report.dtype else f", with the digits of {verdict.stored}"
     lines = [f"{report.name}: {rows:,} rows of {columns:,}, {report.dtype}{stored}"]
+    if verdict.kind == "complete" and report.eigenvalues.any():
+        lines.append("  the rows differ by rounding alone, so the ranks below are those of noise")
     if report.skipped:
         lines.append(f"  {report.skipped:,} rows with NaN or inf were left out")
     lines.append(f"  verdict: {TITLES[verdict.kind]}; {verdict.reason}")

@@ -1,5 +1,6 @@
 """Running statistics of a stream of rows that are no moments: a sample, the digits of the entries, sums of classes."""
 
+import hashlib
 from typing import Any, ClassVar
 
 import ml_dtypes
@@ -8,6 +9,7 @@ import numpy as np
 from dcjax.collapse.moments import Moments
 
 SEED = 0
+MAX_CLASSES = 1 << 15
 
 
 class ClassSums:
@@ -27,6 +29,8 @@ class ClassSums:
             own = y[labels == label]
             terms = (len(own), own.sum(axis=0), float((own**2).sum()))
             old = self._sums.get(label.item(), [0, 0.0, 0.0])
+            if len(self._sums) >= MAX_CLASSES and label.item() not in self._sums:
+                raise ValueError(f"labels must name at most {MAX_CLASSES:,} classes, found more")
             self._sums[label.item()] = [total + term for total, term in zip(old, terms, strict=True)]
 
     def sizes(self) -> np.ndarray:
@@ -41,6 +45,26 @@ class ClassSums:
         """`[c]`, E |z - mean of the class|^2."""
         sums = [self._sums[label] for label in sorted(self._sums)]
         return np.array([max(squares / n - float(((total / n) ** 2).sum()), 0.0) for n, total, squares in sums])
+
+
+class Distinct:
+    """Counts distinct rows, up to a number beyond which no more are counted."""
+
+    def __init__(self, most: int):
+        self._most = most
+        self._hashes: set[bytes] = set()
+
+    def update(self, rows: np.ndarray) -> None:
+        """Looks at rows `[m, d]`."""
+        for row in rows:
+            if len(self._hashes) >= self._most:
+                return
+            self._hashes.add(hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest())
+
+    @property
+    def count(self) -> int:
+        """The number, at most `most`."""
+        return len(self._hashes)
 
 
 class FourthMoment:
@@ -109,7 +133,8 @@ class Digits:
     """Recognises entries that were rounded to fewer digits than their array holds, such as bfloat16 in a float32 file.
 
     Entries count as rounded to a dtype if all of them are equal to their rounding, and if the last digit of a tenth or
-    more of those that are not zero is set, which small integers and other round numbers do not have.
+    more of those that are not zero is set, which round numbers do not have. Integers, also in an array of floats, count
+    as exact.
     """
 
     NARROW: ClassVar = (ml_dtypes.bfloat16, np.float16, np.float32)
@@ -118,6 +143,7 @@ class Digits:
         self._dtype: np.dtype | None = None
         self._possible: dict[np.dtype, int] = {}
         self._nonzero = 0
+        self._integral = True
 
     def update(self, block: np.ndarray) -> None:
         """Looks at a block of finite entries."""
@@ -126,6 +152,7 @@ class Digits:
             if block.dtype in (np.float32, np.float64):
                 narrower = (np.dtype(dtype) for dtype in self.NARROW if np.dtype(dtype).itemsize < block.dtype.itemsize)
                 self._possible = dict.fromkeys(narrower, 0)
+        self._integral = self._integral and bool((np.rint(block) == block).all())
         self._nonzero += int(np.count_nonzero(block)) if self._possible else 0
         for dtype in list(self._possible):
             with np.errstate(over="ignore"):
@@ -140,15 +167,14 @@ class Digits:
     def dtype(self) -> np.dtype:
         """The dtype whose digits the entries have."""
         assert self._dtype is not None
+        if self._integral:
+            return self._dtype
         found = [dtype for dtype, odd in self._possible.items() if self._nonzero and odd >= self._nonzero / 10]
         return found[0] if found else self._dtype
 
-    def rounding_variance(self, mean_square: float) -> float:
-        """The variance of the rounding of entries of this mean square, at most: a unit in the last place squared / 12.
-
-        Integers count as exact.
-        """
-        if self.dtype.kind in "biu":
-            return 0.0
+    def rounding_variance(self, mean_square: Any) -> Any:
+        """The variance of the rounding of entries of a mean square, at most: a unit in the last place squared / 12."""
+        if self._integral:
+            return 0.0 * mean_square
         info = ml_dtypes.finfo(self.dtype)
         return (float(info.eps) ** 2 * mean_square + float(info.smallest_subnormal) ** 2) / 12

@@ -1,7 +1,7 @@
 """The verdict on an embedding: complete, dimensional or no collapse, with the reason and what to try next."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,20 +19,40 @@ ALIKE = 1e-6
 # that is, varies at least as much as the images themselves do. There X of Lemma 2 can be negative.
 NOISE_SHARE = 0.5
 
+# Arithmetic leaves up to so many units in the last place in an entry, more than its own rounding. Below that, two views
+# of an image differ as much as two images do, whatever the cause of the collapse.
+ARITHMETIC = 30
+
+# Rows are too few where isotropic ones would have an eigenvalue of so small a share of the largest: where they are less
+# than 1.3 % more than the columns.
+TOO_FEW = 1e-5
+
+# A direction counts as spread over the columns if it has so large a share of them, as 1 / sum v^4.
+SPREAD_SHARE = 0.25
+
+# What the collapsed directions look like: the words for the reason, and what to try next.
 CAUSES = {
+    "columns": (
+        "they are single columns",
+        "look for channels that a ReLU keeps at zero; a lower learning rate or another initialisation may revive them",
+    ),
+    "constraint": (
+        "it is one direction over most columns, as LayerNorm, softmax and centring of the rows leave it",
+        "if the last layer normalises the rows so, nothing can fill this direction; compare with its input",
+    ),
     "augmentation": (
-        "in the collapsed directions the two views of an image differ nearly as much as two images do: this fits the "
-        "paper's first cause, an augmentation stronger than the data's own variation there",
+        "in them the two views of an image differ nearly as much as two images do: this fits the paper's first cause, "
+        "an augmentation stronger than the data's own variation there",
         "weaken the augmentation (crops and colour first), or put a projector between the representation and the loss",
     ),
     "depth": (
-        "the two views of an image still agree in the collapsed directions: this fits the paper's second cause, the "
-        "implicit regularisation that lets the small singular values of several layers lag behind",
+        "in them the two views of an image still agree: this fits the paper's second cause, the implicit "
+        "regularisation that lets the small singular values of several layers lag behind",
         "compare with a run whose projector is fixed (DirectCLR) or has one layer less, and look at --weights",
     ),
     "nothing": (
-        "only rounding is left there, so the cause cannot be told",
-        "look for constant columns, such as channels that a ReLU keeps at zero; a lower learning rate may revive them",
+        "only the rounding of arithmetic is left in them, so the cause cannot be told from the views",
+        "look at the rank of the last layers (--weights)",
     ),
     "unknown": (
         "",
@@ -51,8 +71,8 @@ class Verdict:
       reason: a sentence.
       next: what to try, in a sentence; empty where there is nothing to mend.
       collapsed: directions at or below `threshold`; for complete collapse d, undetermined None.
-      threshold: the eigenvalue that separates them: the larger of tolerance times the largest and `floor`.
-      floor: the eigenvalue that rounding alone can leave.
+      threshold: the tolerance times the largest eigenvalue, or the largest collapsed one where rounding decides.
+      floor: what rounding alone would leave in the direction of the smallest eigenvalue.
       stored: the dtype whose digits the entries have.
     """
 
@@ -65,93 +85,124 @@ class Verdict:
     stored: str
 
 
-def judge(quantities: Quantities, *, tolerance: float = TOLERANCE, views: Quantities | None = None) -> Verdict:
+def judge(z: Any, *, tolerance: float = TOLERANCE, views: Quantities | None = None) -> Verdict:
     """Judges an embedding by the eigenvalues of its covariance.
 
     Complete collapse: all rows are alike, within `ALIKE` of their norm or within rounding. Dimensional collapse: at
     least one direction at or below `tolerance` of the largest, or below the floor of rounding. The default tolerance of
     1e-6, a thousandth of the largest standard deviation, lies below what trained encoders without collapse show and
-    above the floor of entries in float16; in bfloat16 the floor decides. Undetermined: a single row, or no more rows
-    than columns, whose covariance has zeros whatever the embedding is like.
+    above the floor of entries in float16; in bfloat16 the floor decides. Undetermined: too few distinct rows for the
+    dimensions, so that any embedding would show eigenvalues near zero; a single row.
 
     The verdict says nothing about the accuracy on a task; measures of this kind have been reported to correlate
     negatively with dense prediction (arXiv 2510.17299).
 
     Args:
-      quantities: of the embedding.
+      z: `[n, d]`, as for `metrics`, or `Quantities`.
       tolerance: a share of the largest eigenvalue, in [0, 1).
-      views: of pairs of views, from which the verdict also tells which of the paper's two causes fits.
+      views: of pairs of views, from which the verdict also tells which of the paper's two causes fits; None for those
+        of z, if it has any.
 
     Raises:
-      ValueError: the tolerance is out of range.
+      ValueError: the tolerance is out of range, or z cannot be used.
     """
     if not 0 <= tolerance < 1:
         raise ValueError(f"tolerance must be in [0, 1), found {tolerance}")
-    n, d = quantities.count, quantities.dim
-    values, stored = quantities.eigenvalues, quantities.digits.dtype.name
-    squares = np.diag(quantities.covariance) + quantities.moments.mean**2  # of each column, the mean
-    floor = rounding_floor(quantities, float(squares.max()))
-    threshold = max(tolerance * float(values[0]), floor)
+    quantities = z if isinstance(z, Quantities) else Quantities(z)
+    views = quantities if views is None and quantities.paired else views
+    n, d, values = quantities.count, quantities.dim, quantities.eigenvalues
+    directions = Directions(quantities, tolerance)
+    least, floor = tolerance * float(values[0]), float(directions.floors[-1])
+    threshold = max(least, float(values[directions.collapsed].max(initial=0)))
+    stored = quantities.digits.dtype.name
 
     def verdict(kind: Kind, reason: str, advice: str, collapsed: int | None) -> Verdict:
         return Verdict(kind, reason, advice, collapsed, threshold, floor, stored)
 
+    more = f"pass more than {d} rows, better {10 * d}"
     if n == 1:
-        return verdict("undetermined", "a single row has no spread", f"pass more than {d} rows", None)
-    spread, norm = np.sqrt(values.sum()), np.sqrt(squares.sum())
-    if spread <= ALIKE * norm or values[0] <= floor:
+        return verdict("undetermined", "a single row has no spread", more, None)
+    spread, norm = np.sqrt(values.sum()), np.sqrt(directions.squares.sum())
+    if spread <= ALIKE * norm or (values <= directions.floors).all():
         reason = f"all {n} rows are alike: their distance from the mean is {_share(spread, norm)} of their norm"
         advice = "train with negatives, a predictor or a variance term, and check the learning rate and the temperature"
         return verdict("complete", reason, advice, d)
-    if n <= d:
-        reason = f"{n} rows cannot fill {d} dimensions, so directions without variance mean nothing"
-        return verdict("undetermined", reason, f"pass more than {d} rows, better {10 * d}", None)
-    collapsed = int((values <= threshold).sum())
+    if quantities.distinct.count <= d:
+        rows = f"{n} rows" if quantities.distinct.count == n else f"{quantities.distinct.count} distinct rows"
+        return verdict("undetermined", f"{rows} cannot fill {d} dimensions", more, None)
+    isotropic = ((1 - (d / n) ** 0.5) / (1 + (d / n) ** 0.5)) ** 2
+    if isotropic <= TOO_FEW:
+        reason = f"{n} isotropic rows of {d}, too, have an eigenvalue of {isotropic:.0e} of the largest"
+        return verdict("undetermined", reason, more, None)
+    collapsed = int(directions.collapsed.sum())
     if not collapsed:
         reason = f"the smallest of the {d} eigenvalues is {_share(values[-1], values[0])} of the largest"
         return verdict("none", f"{reason}, above {threshold / values[0]:.1e}", "", 0)
-    if floor > tolerance * values[0]:
-        limit = f"the rounding of {stored} entries, {floor / values[0]:.1e} of the largest"
-    else:
-        limit = f"{tolerance:g} of the largest"
-    cause, advice = CAUSES[likely_cause(quantities, threshold, views)]
-    verb = "is" if collapsed == 1 else "are"
-    reason = f"{collapsed} of {d} eigenvalues {verb} at or below {limit}" + (f"; {cause}" if cause else "")
-    dead = int((np.diag(quantities.covariance) <= floor).sum())
-    if dead:
-        reason += f" ({dead} of the columns {'is' if dead == 1 else 'are'} constant)"
+    limit = f"{tolerance:g} of the largest" + (f" or the rounding of {stored} entries" if threshold > least else "")
+    words, advice = CAUSES[directions.cause(views)]
+    reason = f"{collapsed} of {d} eigenvalues {'is' if collapsed == 1 else 'are'} at or below {limit}"
+    reason += f"; {words}" if words else ""
+    if count := int(directions.constant.sum()):
+        reason += f" ({count} of the columns {'is' if count == 1 else 'are'} constant or nearly so)"
     return verdict("dimensional", reason, advice, collapsed)
 
 
-def rounding_floor(quantities: Quantities, mean_square: float) -> float:
-    """The largest eigenvalue that the rounding of the entries leaves to directions without variance.
+class Directions:
+    """The principal directions of an embedding beside what rounding alone would leave in them.
 
-    Rounding errors are nearly independent, so their covariance is nearly diagonal, with at most the rounding variance
-    of the largest column; n rows widen its eigenvalues to (1 + sqrt(d / n))^2 times this (Marchenko & Pastur). The
-    arithmetic of the eigenvalues themselves adds its own rounding.
+    Rounding errors are nearly independent, so their covariance is nearly diagonal: a direction v has sum_k v_k^2 r_k of
+    it, r_k the rounding variance of column k. n rows widen this to (1 + sqrt(d / n))^2 (Marchenko & Pastur), and the
+    arithmetic of the eigenvalues adds a share of the largest.
+
+    Attributes:
+      squares: `[d]`, the mean square of each column.
+      floors: `[d]`, for each eigenvalue what rounding would leave in its direction.
+      collapsed: `[d]`, whether the eigenvalue is at or below its floor or the tolerance.
+      constant: `[d]`, whether the variance of a column is at or below its rounding or the tolerance.
     """
-    n, d = quantities.count, quantities.dim
-    stored = quantities.digits.rounding_variance(mean_square) * (1 + np.sqrt(d / n)) ** 2
-    return max(stored, quantities.moments.noise * float(quantities.eigenvalues[0]))
 
+    def __init__(self, quantities: Quantities, tolerance: float):
+        self._quantities, self._least = quantities, tolerance * float(quantities.eigenvalues[0])
+        n, d, values = quantities.count, quantities.dim, quantities.eigenvalues
+        variances = np.diag(quantities.covariance)
+        self.squares = variances + quantities.moments.mean**2
+        self._rounding = quantities.digits.rounding_variance(self.squares) * (1 + np.sqrt(d / n)) ** 2
+        own = quantities.moments.noise * float(values[0])
+        if values[-1] > max(self._least, float(self._rounding.max()) + own):
+            self.floors = np.full(d, float(self._rounding.max()) + own)  # above the floor of every direction
+        else:
+            self.floors = self._of(quantities.vectors, self._rounding) + own
+        self.collapsed = values <= np.maximum(self._least, self.floors)
+        self.constant = variances <= np.maximum(self._least, self._rounding)
 
-def likely_cause(quantities: Quantities, threshold: float, views: Quantities | None) -> str:
-    """A key of `CAUSES`, from how far the views of an image differ in the collapsed directions.
+    def cause(self, views: Quantities | None) -> str:
+        """A key of `CAUSES`.
 
-    The variance of half the difference of two views, relative to that of all views there, is near 0 where the views of
-    an image agree, and 1/2 where they differ as much as those of two images.
-    """
-    if views is None or len(views.rows) < 2:
-        return "unknown"
-    values, vectors = np.linalg.eigh(quantities.covariance)
-    collapsed = vectors[:, values <= threshold]
-    half = (views.rows - views.rows_prime) / 2
-    both = np.concatenate([views.rows, views.rows_prime])
-    spread = ((both - both.mean(axis=0)) @ collapsed).var(axis=0).sum()
-    rounding = views.digits.rounding_variance(float((both**2).mean(axis=0).max()))
-    if spread <= rounding * collapsed.shape[1]:
-        return "nothing"
-    return "augmentation" if ((half @ collapsed) ** 2).mean(axis=0).sum() >= NOISE_SHARE / 2 * spread else "depth"
+        In the collapsed directions that are not single columns, the variance of half the difference of two views,
+        relative to that of all views, is near 0 where the views of an image agree, and 1/2 where they differ as much as
+        those of two images.
+        """
+        kept = ~self.constant
+        values, vectors = np.linalg.eigh(self._quantities.covariance[np.ix_(kept, kept)])
+        vectors = vectors[:, values <= np.maximum(self._least, self._of(vectors, self._rounding[kept]))]
+        if not vectors.shape[1]:
+            return "columns"
+        arithmetic = self._of(vectors, 12 * ARITHMETIC**2 * self._rounding[kept])
+        if vectors.shape[1] == 1 and 1 / (vectors**4).sum() >= SPREAD_SHARE * kept.sum() and values[0] <= arithmetic[0]:
+            return "constraint"
+        if views is None or len(views.rows) < 2:
+            return "unknown"
+        first, second = (rows[:, kept] @ vectors for rows in (views.rows, views.rows_prime))
+        spread = np.concatenate([first, second]).var(axis=0).sum()
+        if spread <= arithmetic.sum():
+            return "nothing"
+        noise = (((first - second) / 2) ** 2).mean(axis=0).sum()
+        return "augmentation" if noise >= NOISE_SHARE / 2 * spread else "depth"
+
+    @staticmethod
+    def _of(vectors: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
+        """v^T diag v for the columns v."""
+        return np.einsum("ki,k->i", vectors**2, diagonal)
 
 
 def _share(part: float, whole: float) -> str:

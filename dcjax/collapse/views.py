@@ -6,6 +6,7 @@
 import numpy as np
 import scipy.linalg
 
+from dcjax.collapse.arrays import unit_rows
 from dcjax.collapse.ranks import rankme
 
 LIDAR_DELTA = 1e-4
@@ -41,7 +42,7 @@ def whitening_mse(rows: np.ndarray, rows_prime: np.ndarray) -> float:
             return float("nan")
         factor *= np.sign(np.diag(factor))[:, None]
         values = scipy.linalg.solve_triangular(factor, centred.T, trans=1).T
-        whitened.append(values / np.linalg.norm(values, axis=1, keepdims=True))
+        whitened.append(unit_rows(values))
     return alignment(*whitened)
 
 

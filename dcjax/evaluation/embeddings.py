@@ -7,7 +7,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dcjax.components import Components, load_run
@@ -120,4 +119,4 @@ def _views(components: Components, variables: Any, source: Source) -> dict[str, 
             parts.append(jax.device_get(encode(variables, to_devices(fields, mesh))))
     finally:
         loader.close()
-    return jax.tree.map(lambda *rows: np.asarray(jnp.concatenate(rows)), *parts)
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

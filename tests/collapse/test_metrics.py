@@ -285,6 +285,24 @@ def test_bad_input(arguments, message):
         metrics(np.random.default_rng(0).normal(size=(10, 3)), **arguments)
 
 
+def test_a_jackknife_of_sampled_measures_keeps_its_sample():
+    """Half-widths near those of as many independent rows; a new sample for each group would make them 4 times wider."""
+    rng = np.random.default_rng(0)
+    names = ["uniformity", "norm_spread", "two_nn_mle"]
+    found = jackknife(rng.normal(size=(2000, 8)), names=names, sample=300)
+    draws = [metrics(rng.normal(size=(300, 8)), names=names) for _ in range(30)]
+    for name in names:
+        half = (found[name].high - found[name].low) / 2
+        assert 0.4 < half / (2.09 * np.std([values[name] for values in draws])) < 2
+
+
+def test_a_jackknife_leaves_out_what_a_part_does_not_have():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(40, 39))
+    found = jackknife(z, z + 0.1 * rng.normal(size=z.shape), names=["lidar", "alignment"])
+    assert set(found) == {"alignment"}
+
+
 def test_a_jackknife_refuses_too_few_rows():
     with pytest.raises(ValueError, match="found 30 rows and 20 groups"):
         jackknife(np.zeros((30, 3)))

@@ -1,5 +1,6 @@
 """Features on the host and on the devices: where each row is, how much memory it takes, and what is computed of it."""
 
+import functools
 import re
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import place
 
-from dcjax.collapse import exact_rows, spectrum, squared_singular_values, triangular_factor
+from dcjax.collapse import Covariance, spectrum, unit_rows
 from dcjax.evaluation import (
     TOLERANCE,
     extract,
@@ -141,12 +142,11 @@ def test_the_spectrum_from_the_parts_of_several_processes(normalize):
     """Parts of different sizes, one of them empty, and values of which a sum of covariances would lose the half."""
     rng = np.random.default_rng(0)
     z = rng.normal(size=(60, 8)) * 10.0 ** -np.arange(0, 16, 2) + 1
-    parts = [exact_rows(part, normalize=normalize) for part in np.split(z, [5, 5, 40])]
-    mean = sum(part.sum(axis=0) for part in parts) / len(z)
-    merged = np.zeros((0, 8))
-    for part in parts:
-        merged = triangular_factor(merged, triangular_factor(part - mean))
-    found = squared_singular_values(merged) / len(z)
+    states = []
+    for part in np.split(z, [5, 5, 40]):
+        state = Covariance.init(8, np.float64)
+        states.append(state.update(unit_rows(part) if normalize else part))
+    found = functools.reduce(Covariance.merge, states).singular_values()
     expected = spectrum(z, normalize=normalize)
     # The singular values themselves are exact to a rounding of the largest entries, here the mean of 1.
     np.testing.assert_allclose(np.sqrt(found), np.sqrt(expected), rtol=1e-10, atol=1e-14)

@@ -96,7 +96,8 @@ def _by_suffix(path: pathlib.Path, readers: dict[str, Callable[[pathlib.Path], A
 
 
 def _is_numeric(dtype: np.dtype) -> bool:
-    return dtype.kind in "iuf" or dtype == ml_dtypes.bfloat16
+    native = dtype.newbyteorder("=")
+    return dtype.kind in "iu" or native in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
 def _described(array: Matrix) -> str:

@@ -149,12 +149,17 @@ def test_a_large_file_is_sampled_and_says_so(call):
         (["--weights", "vector.npy"], "^vector.npy"),
         (["few.npy", "--intervals"], "^a jackknife needs"),
         (["full.npy", "--sample=0"], "^--sample must be at least 1, found 0"),
+        (["--weights", "full.npy", "--local"], "^--weights reports on matrices"),
+        (["full.npy", "--devices=1"], "^--data_dir and --devices are for the embeddings of a run"),
+        (["wide.npy"], "^wide.npy has 40,000 columns; at most 32,768"),
+        (["full.npy", f"--views={'a' * 300}.npy"], "cannot be"),
         ([], "^name one FILE or more; found none"),
     ],
 )
 def test_mistakes(call, argv, message):
     np.save("nan.npy", np.full((20, 3), np.nan))
     np.save("vector.npy", np.zeros(5))
+    np.save("wide.npy", np.zeros((2, 40_000), np.float16))
     with open("pickle.npy", "wb") as file:
         pickle.dump([1, 2], file)
     with pytest.raises(SettingError, match=message):
@@ -164,6 +169,24 @@ def test_mistakes(call, argv, message):
 def test_the_page_of_the_measures(call):
     page = (ROOT / "docs" / "metrics.md").read_text()
     assert call("--measures")[1] in page, "write the table of docs/metrics.md again: dcjax collapse --measures"
+
+
+def test_an_error_of_the_program_is_no_verdict(call, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("dcjax.collapse.report.make_report", fail)
+    status, _, message = call("full.npy")
+    assert (status, message[:25]) == (2, "an error of the program, ")
+
+
+def test_files_of_one_name_are_told_apart(call, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        np.save(f"{folder}/z.npy", FULL if folder == "a" else FLAT)
+    status, text, message = call("a/z.npy", "b/z.npy")
+    assert (status, message) == (1, "collapsed: b/z.npy")
+    assert "a/z.npy: 300 rows" in text
 
 
 def test_weights(call):
@@ -180,7 +203,11 @@ def test_a_run(call, four_steps):
     """r and z of the test images, their views, and the weights."""
     workdir, _ = four_steps
     status, text, message = call(str(workdir), "--json")
-    assert (status, message) in ((0, ""), (1, "collapsed: four: r, four: z"), (1, "collapsed: four: r"))
+    assert (status, message) in (
+        (0, ""),
+        (1, f"collapsed: {workdir}: r, {workdir}: z"),
+        (1, f"collapsed: {workdir}: r"),
+    )
     r, z = json.loads(text)
     spectra = np.load(workdir / "spectrum.npz")
     for record, name in ((r, "r"), (z, "z")):
