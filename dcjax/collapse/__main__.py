@@ -11,8 +11,8 @@ for r and z of its test images, and of two augmented views of them.
 The verdict is complete collapse (all rows are alike), dimensional collapse (at least one direction at or below
 --tolerance of the largest, or below the rounding of the entries), no collapse, or undetermined (no more distinct rows
 than columns, or hardly more). Integers count as exact. The exit status is 0 for no collapse, 1 for collapse of any
-embedding, 3 if one is undetermined and none has collapsed, and 2 after a mistake. The verdict is on the embedding, not on
-how well it serves a task; for dense tasks, measures of this kind have been reported to point the wrong way.
+embedding, 3 if one is undetermined and none has collapsed, and 2 after a mistake. The verdict is on the embedding, not
+on how well it serves a task; for dense tasks, measures of this kind have been reported to point the wrong way.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         flags = _parse(argv)
         reports = _report(flags)
     except BrokenPipeError:  # the reader of the output has gone, and no verdict reached it
-        sys.stdout = open(os.devnull, "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         cli.leave(2, "the output was cut off")
     except OSError as error:
         raise SettingError(f"{error.filename or 'a file'} cannot be used ({error.strerror})") from error
