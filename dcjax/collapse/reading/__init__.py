@@ -1,7 +1,8 @@
 """Streams matrices and labels from files in bounded memory, for `python -m dcjax.collapse FILE...`.
 
 The files may come from anyone: every size that a file states is checked before memory is taken for it, nothing is
-unpickled or extracted, and a file that cannot be used raises a `ValueError` of one line.
+unpickled or extracted, and a file that cannot be used raises a `ValueError` of one line. For .parquet the bound is that
+of pyarrow, which decodes a page whole: up to 2 GiB for a file made to do harm.
 """
 
 import os
