@@ -33,7 +33,7 @@ SPREAD_SHARE = 0.25
 # What the collapsed directions look like: the words for the reason, and what to try next.
 CAUSES = {
     "columns": (
-        "they are single columns",
+        "each is a single column",
         "look for channels that a ReLU keeps at zero; a lower learning rate or another initialisation may revive them",
     ),
     "constraint": (

@@ -104,7 +104,7 @@ def test_views_tell_the_two_causes_apart(noise, cause):
 def test_constant_columns_are_named():
     z = FULL.copy()
     z[:, 3] = 7.0
-    assert verdict(z).reason.endswith("they are single columns (1 of the columns is constant or nearly so)")
+    assert verdict(z).reason.endswith("each is a single column (1 of the columns is constant or nearly so)")
     z[:, 5] = 1e-4 * FULL[:, 5]
     assert verdict(z).reason.endswith("(2 of the columns are constant or nearly so)")
     assert "ReLU" in verdict(z).next
