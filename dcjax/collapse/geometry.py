@@ -118,6 +118,8 @@ def cluster_learnability(neighbours: tuple[np.ndarray, np.ndarray], clusters: np
     _, index = neighbours
     if not index.size:
         return float("nan")
+    if not clusters.any():
+        return float("nan")  # a single cell
     votes = np.stack([(clusters[index] == c).sum(axis=1) for c in range(clusters.max() + 1)], axis=1)
     return float((votes.argmax(axis=1) == clusters).mean())
 

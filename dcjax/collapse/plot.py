@@ -87,7 +87,7 @@ def draw_spectra(
             level = np.log(thresholds[label] / scale)
             axes.plot(rank[[0, -1]], [level, level], color=colour, linewidth=0.6, linestyle=(0, (1, 2)))
     axes.set_xlabel("singular value rank index")
-    axes.set_ylabel("ln(singular value / largest)" if relative else "ln singular value of the covariance")
+    axes.set_ylabel("ln(eigenvalue / largest)" if relative else "ln singular value of the covariance")
     if thresholds:
         axes.set_title("directions at or below the dotted line count as collapsed", fontsize=9)
     _finish(axes)
@@ -108,8 +108,8 @@ def draw_local(axes: Any, local: LocalSpectra, *, title: str) -> None:
             rank = np.arange(1, len(values) + 1)
             axes.plot(rank, drawn, color=colour, linewidth=0.7, alpha=0.8, label=None if i else label)
     axes.set_xlabel("singular value rank index")
-    axes.set_ylabel("ln(singular value / largest), within a cell")
-    axes.set_title(f"{title}: local rank {local.rank:.1f}, isotropic {local.isotropic_rank:.1f}", fontsize=9)
+    axes.set_ylabel("ln(eigenvalue / largest)")
+    axes.set_title(f"{title}, within cells: rank {local.rank:.1f}, isotropic {local.isotropic_rank:.1f}", fontsize=9)
     _finish(axes)
 
 

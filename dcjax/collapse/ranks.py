@@ -111,7 +111,7 @@ def iso_score_corrected(eigenvalues: np.ndarray, count: int, fourth_moment: floa
 
 
 def alpha_req(eigenvalues: np.ndarray, count: int, *, ranks: tuple[int, int] = ALPHA_RANKS) -> float:
-    """alpha of lam_j ~ j^-alpha: least squares of ln lam_j on ln j, weights 1/j, over j = 11..100 (counted from 1).
+    """alpha of lam_j ~ j^-alpha: least squares of ln lam_j on ln j, weights 1/j, over j = 11..min(100, d), from 1.
 
     Other codes fit 4..100 or 12..100, which changes the number. Eigenvalues below the rounding are left out; with fewer
     than three others in the range alpha is not defined (nan).
@@ -141,7 +141,7 @@ def feature_rank(singular_values: np.ndarray, count: int) -> float:
 
 def cev_auc(eigenvalues: np.ndarray) -> float:
     """The mean over k of the share of the k largest eigenvalues: 1 collapsed, (d + 1) / (2 d) isotropic."""
-    return _ratio(np.cumsum(eigenvalues).mean(), eigenvalues.sum())
+    return _ratio(np.cumsum(eigenvalues).mean(), eigenvalues.sum()) or float("nan")  # without spread: not defined
 
 
 def pseudo_condition_number(singular_values: np.ndarray) -> float:
@@ -151,7 +151,7 @@ def pseudo_condition_number(singular_values: np.ndarray) -> float:
 
 def anisotropy(eigenvalues: np.ndarray) -> float:
     """lam_1 / sum lam: the share of the largest direction."""
-    return _ratio(eigenvalues[0], eigenvalues.sum())
+    return _ratio(eigenvalues[0], eigenvalues.sum()) or float("nan")  # without spread: not defined
 
 
 def coding_rate(singular_values: np.ndarray, count: int, dim: int) -> float:

@@ -169,7 +169,7 @@ def weights_text(name: str, reports: list[MatrixReport], pairs: list[Alignment])
         ]
         for report in reports
     ]
-    header = ["matrix", "shape", "effective rank", "stable rank", "s_min / s_max", "below 1e-3"]
+    header = ["matrix", "shape", "effective rank", "stable rank", "s_min / s_max", "below 1e-3 of s_max"]
     lines = [f"{name}: {len(reports)} matrices", "", *aligned([header, *rows])]
     if pairs:
         found = [

@@ -19,6 +19,9 @@ ALIKE = 1e-6
 # that is, varies at least as much as the images themselves do. There X of Lemma 2 can be negative.
 NOISE_SHARE = 0.5
 
+# Pairs of rows with so large a share of noise, as `_noise` measures it, are not views of the same images.
+UNPAIRED = 0.48
+
 # Arithmetic leaves up to so many units in the last place in an entry, more than its own rounding. Below that, two views
 # of an image differ as much as two images do, whatever the cause of the collapse.
 ARITHMETIC = 30
@@ -49,6 +52,14 @@ CAUSES = {
         "in them the two views of an image still agree: this fits the paper's second cause, the implicit "
         "regularisation that lets the small singular values of several layers lag behind",
         "compare with a run whose projector is fixed (DirectCLR) or has one layer less, and look at --weights",
+    ),
+    "unpaired": (
+        "the rows of the two views differ as much as those of any two images, so the cause cannot be told",
+        "check that both files hold the same images in the same order",
+    ),
+    "equal": (
+        "the two views are equal, so the cause cannot be told",
+        "pass two different augmentations of each image",
     ),
     "nothing": (
         "only the rounding of arithmetic is left in them, so the cause cannot be told from the views",
@@ -119,7 +130,7 @@ def judge(z: Any, *, tolerance: float = TOLERANCE, views: Quantities | None = No
     def verdict(kind: Kind, reason: str, advice: str, collapsed: int | None) -> Verdict:
         return Verdict(kind, reason, advice, collapsed, threshold, floor, stored)
 
-    more = f"pass more than {d} rows, better {10 * d}"
+    more = f"pass more than {d} distinct rows, better {10 * d}"
     if n == 1:
         return verdict("undetermined", "a single row has no spread", more, None)
     spread, norm = np.sqrt(values.sum()), np.sqrt(directions.squares.sum())
@@ -192,17 +203,25 @@ class Directions:
             return "constraint"
         if views is None or len(views.rows) < 2:
             return "unknown"
+        if np.array_equal(views.rows, views.rows_prime):
+            return "equal"
+        if _noise(views.rows, views.rows_prime) >= UNPAIRED:
+            return "unpaired"
         first, second = (rows[:, kept] @ vectors for rows in (views.rows, views.rows_prime))
-        spread = np.concatenate([first, second]).var(axis=0).sum()
-        if spread <= arithmetic.sum():
+        if np.concatenate([first, second]).var(axis=0).sum() <= arithmetic.sum():
             return "nothing"
-        noise = (((first - second) / 2) ** 2).mean(axis=0).sum()
-        return "augmentation" if noise >= NOISE_SHARE / 2 * spread else "depth"
+        return "augmentation" if _noise(first, second) >= NOISE_SHARE / 2 else "depth"
 
     @staticmethod
     def _of(vectors: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
         """v^T diag v for the columns v."""
         return np.einsum("ki,k->i", vectors**2, diagonal)
+
+
+def _noise(first: np.ndarray, second: np.ndarray) -> float:
+    """The variance of half the difference of paired rows relative to that of all rows: 1/2 for unrelated pairs."""
+    spread = np.concatenate([first, second]).var(axis=0).sum()
+    return float((((first - second) / 2) ** 2).mean(axis=0).sum() / spread) if spread else 0.0
 
 
 def _share(part: float, whole: float) -> str:

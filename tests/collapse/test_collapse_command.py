@@ -53,7 +53,7 @@ def call(tmp_path, monkeypatch, capsys):
         (["flat.npy"], 1, "collapsed: flat.npy"),
         (["same.npy", "full.npy"], 1, "collapsed: same.npy"),
         (["few.npy"], 3, "undetermined: few.npy"),
-        (["few.npy", "flat.npy"], 1, "collapsed: flat.npy"),
+        (["few.npy", "flat.npy"], 1, "collapsed: flat.npy; undetermined: few.npy"),
     ],
 )
 def test_the_exit_status_is_the_verdict(call, files, status, message):
@@ -132,15 +132,16 @@ def test_a_large_file_is_sampled_and_says_so(call):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["missing.npy"], "^missing.npy does not exist"),
-        (["full.txt"], "^full.txt does not exist"),
+        (["full.npy", "missing.npy"], "^missing.npy: no such file or folder"),
+        (["full.npy", "--labels=no.txt"], "^no.txt: no such file or folder"),
         (["full.npy", "--tolerance=2"], r"^tolerance must be in \[0, 1\), found 2"),
-        (["full.npy", "--views=few.npy"], "^z_prime must have as many rows as z"),
-        (["full.npy", "--views=same.npy"], "^z_prime must have as many"),
+        (["full.npy", "--views=few.npy"], "few.npy has 10 rows of 16, full.npy has 300 rows of 16"),
+        (["full.npy", "--labels=short.txt"], "^--labels needs a label for each of the 300 rows, found 2"),
         (["full.npy", "few.npy", "--views=few.npy"], "^--views goes with one FILE"),
         (["full.npy", "few.npy", "--labels=few.npy"], "^--labels goes with one FILE"),
         (["full.npy", "--labels=full.npy"], "^full.npy needs one array"),
         (["full.npy", "--local=200"], "^cells must be from 1 to 100"),
+        (["full.npy", "--local=0"], "^--local must be at least 1 cell, found 0"),
         (["full.npy", "--plot=out.pdf"], "^--plot must name a .png file in an existing folder, found out.pdf"),
         (["full.npy", "--plot=nowhere/out.png"], "^--plot must name"),
         (["nan.npy"], "^z must have at least one finite row, found 20 rows, all with NaN or inf"),
@@ -159,6 +160,8 @@ def test_a_large_file_is_sampled_and_says_so(call):
 def test_mistakes(call, argv, message):
     np.save("nan.npy", np.full((20, 3), np.nan))
     np.save("vector.npy", np.zeros(5))
+    with open("short.txt", "w") as file:
+        file.write("a\nb\n")
     np.save("wide.npy", np.zeros((2, 40_000), np.float16))
     with open("pickle.npy", "wb") as file:
         pickle.dump([1, 2], file)

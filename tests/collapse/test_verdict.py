@@ -65,7 +65,7 @@ def test_few_rows_decide_nothing(rows, kind):
     assert found.kind == kind
     if kind == "undetermined":
         assert found.collapsed is None
-        assert "pass more than 32 rows" in found.next
+        assert "pass more than 32 distinct rows" in found.next
 
 
 def test_one_column():
@@ -99,6 +99,16 @@ def test_views_tell_the_two_causes_apart(noise, cause):
     assert found.kind == "dimensional"
     assert cause in found.reason
     assert "--views" in verdict(views[0]).next
+
+
+def test_views_of_other_images_tell_no_cause():
+    scale = np.r_[np.ones(KEPT), np.full(DIM - KEPT, 1e-4)]
+    rotation = np.linalg.qr(RNG.normal(size=(DIM, DIM)))[0]
+    z = FULL * scale @ rotation
+    views = z + 0.01 * RNG.normal(size=z.shape) * scale @ rotation
+    assert "second cause" in judge(Quantities(z, views)).reason
+    assert "any two images" in judge(Quantities(z, views[RNG.permutation(ROWS)])).reason
+    assert "the two views are equal" in judge(Quantities(z, z)).reason
 
 
 def test_constant_columns_are_named():
