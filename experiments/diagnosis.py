@@ -12,14 +12,14 @@ import argparse
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from dcjax.collapse import Quantities
+from dcjax.collapse import Quantities, Verdict, effective_rank, judge
 from dcjax.collapse.plot import draw_spectra, save
-from dcjax.collapse.report import Report, as_json, make_report
+from dcjax.collapse.report import as_json, make_report
 from dcjax.config import read_config
 from dcjax.evaluation.embeddings import embeddings_of_run
 from dcjax.runtime import cli
@@ -36,6 +36,14 @@ SHOWN = (
 KEPT_KEYS = ("name", "verdict", "metrics", "eigenvalues")
 
 
+class Judged(NamedTuple):
+    """An embedding made by hand."""
+
+    name: str
+    verdict: Verdict
+    eigenvalues: np.ndarray
+
+
 def made_by_hand() -> dict[str, np.ndarray]:
     """Figure 1's three kinds, `[2000, 64]` in float64, around a mean that is not zero."""
     rng = np.random.default_rng(0)
@@ -46,15 +54,15 @@ def made_by_hand() -> dict[str, np.ndarray]:
     return {"no collapse": full + 1, "dimensional collapse": flat + 1, "complete collapse": point}
 
 
-def judge_by_hand() -> list[Report]:
-    """The reports on all kinds in all precisions."""
-    reports = []
+def judge_by_hand() -> list[Judged]:
+    """The verdicts on all kinds in all precisions."""
+    found = []
     for kind, z in made_by_hand().items():
         for label, dtype in PRECISIONS.items():
             stored = z.astype(dtype)
-            stored = stored.astype(np.float32) if dtype == ml_dtypes.bfloat16 else stored
-            reports.append(make_report(f"{kind}, {label}", Quantities(stored), dtype=stored.dtype.name))
-    return reports
+            quantities = Quantities(stored.astype(np.float32) if dtype == ml_dtypes.bfloat16 else stored)
+            found.append(Judged(f"{kind}, {label}", judge(quantities), quantities.eigenvalues))
+    return found
 
 
 def measure_runs(folders: Sequence[pathlib.Path], data_dir: str | None) -> dict[str, list[dict[str, Any]]]:
@@ -76,9 +84,11 @@ def main(argv: Sequence[str]) -> None:
     write(judge_by_hand(), measure_runs(flags.runs, flags.data_dir), flags.results)
 
 
-def write(reports: Sequence[Report], runs: dict[str, list[dict[str, Any]]], folder: pathlib.Path) -> None:
+def write(reports: Sequence[Judged], runs: dict[str, list[dict[str, Any]]], folder: pathlib.Path) -> None:
     """Prints the tables, and writes them with the numbers and the figure."""
-    rows = [[r.name, r.verdict.kind, r.verdict.collapsed, f"{r.measures['effective_rank']:.1f}"] for r in reports]
+    rows = [
+        [r.name, r.verdict.kind, r.verdict.collapsed, f"{effective_rank(np.sqrt(r.eigenvalues)):.1f}"] for r in reports
+    ]
     text = markdown(["made by hand", "verdict", f"collapsed of {DIM}", "effective rank"], rows)
     if runs:
         text += "\n\n" + _run_table(runs) + "\n\nMeans with 95 % intervals over seeds."
@@ -126,7 +136,7 @@ def _cell(values: list[float | None]) -> str:
     return f"{found.mean:.3g}" + (f" ± {found.half_width:.2g}" if found.count > 1 else "")
 
 
-def _draw_by_hand(axes: Any, reports: Sequence[Report]) -> None:
+def _draw_by_hand(axes: Any, reports: Sequence[Judged]) -> None:
     spectra = {report.name: report.eigenvalues for report in reports if not report.name.startswith("complete")}
     thresholds = {report.name: report.verdict.threshold for report in reports}
     draw_spectra(axes, spectra, relative=True, thresholds=thresholds)

@@ -107,8 +107,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--intervals",
         action="store_true",
-        help="also 95 %% intervals of the measures by a jackknife, of their noise, not of the bias of few rows; takes 21 "
-        "times as long and holds the rows in memory",
+        help="also 95 %% intervals of the measures by a jackknife, of their noise, not of the bias of few rows; takes "
+        "21 times as long and holds the rows in memory",
     )
     parser.add_argument(
         "--sample",
