@@ -380,3 +380,17 @@ def test_the_smallest_shapes_give_numbers(shape):
     assert all(math.isfinite(value) for value in found.values())
     assert found["effective_rank"] <= min(shape) + 1e-9
     assert ("iso_score" in found) == (shape[1] > 1)
+
+
+def test_cluster_learnability_is_the_vote_of_the_neighbours():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(60, 3))
+    quantities = Quantities(z)
+    right = 0
+    for i in range(len(z)):
+        nearest = sorted((j for j in range(len(z)) if j != i), key=lambda j, i=i: np.linalg.norm(z[i] - z[j]))[:10]
+        votes = [sum(quantities.clusters[j] == c for j in nearest) for c in range(10)]
+        right += votes.index(max(votes)) == quantities.clusters[i]
+    assert evaluate(METRICS["cluster_learnability"], quantities) == pytest.approx(right / 60)
+    apart = np.repeat(100 * np.eye(10), 30, axis=0) + rng.normal(size=(300, 10))
+    assert metrics(apart, names=["cluster_learnability"])["cluster_learnability"] == 1
