@@ -80,7 +80,7 @@ class Quantities:
             self._fourth.update(block)
             self.digits.update(block)
             self.distinct.update(block)
-            largest = max(largest, float(np.abs(block.astype(np.float64)).max()))
+            largest = max(largest, float(np.abs(block).max()))
             if classes is not None:
                 self._sums.update(block, classes)
             chosen.update(block, other, classes)
@@ -125,7 +125,7 @@ class Quantities:
     @functools.cached_property
     def fourth_moment(self) -> float:
         """The sum of |z_i - mean|^4 over all rows."""
-        return self._fourth.about_mean(self.moments)
+        return self._fourth.about_mean(self.count, self.moments.mean, self.covariance)
 
     @functools.cached_property
     def unit_mean(self) -> Float[np.ndarray, " d"]:

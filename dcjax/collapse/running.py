@@ -6,8 +6,6 @@ from typing import Any, ClassVar
 import ml_dtypes
 import numpy as np
 
-from dcjax.collapse.moments import Moments
-
 SEED = 0
 MAX_CLASSES = 1 << 15
 
@@ -85,12 +83,12 @@ class FourthMoment:
         self._cubes = self._cubes + squares @ y
         self._quartics += float(squares @ squares)
 
-    def about_mean(self, moments: Moments) -> float:
-        """The sum, from the mean and the covariance of the same rows."""
+    def about_mean(self, n: int, mean: np.ndarray, covariance: np.ndarray) -> float:
+        """The sum, from the number, the mean and the covariance (divisor n) of the same rows."""
         if self._shift is None:
             return 0.0
         # |y - a|^4 with a = mean - shift, multiplied out; sum y = n a and sum y y^T = n (C + a a^T).
-        n, a, covariance = moments.count, moments.mean - self._shift, moments.covariance()
+        a = mean - self._shift
         aa, trace, along = a @ a, np.trace(covariance), a @ covariance @ a
         return float(
             self._quartics - 4 * self._cubes @ a + 4 * n * (along + aa**2) + 2 * n * aa * (trace + aa) - 3 * n * aa**2

@@ -169,7 +169,8 @@ class Directions:
       squares: `[d]`, the mean square of each column.
       floors: `[d]`, for each eigenvalue what rounding would leave in its direction.
       collapsed: `[d]`, whether the eigenvalue is at or below its floor or the tolerance.
-      constant: `[d]`, whether the variance of a column is at or below its rounding or the tolerance.
+      constant: `[d]`, whether the variance of a column is at or below its rounding or a millionth of the largest
+        variance of a column. Columns of a rotated embedding have much smaller variances than its largest eigenvalue.
     """
 
     def __init__(self, quantities: Quantities, tolerance: float):
@@ -184,7 +185,7 @@ class Directions:
         else:
             self.floors = self._of(quantities.vectors, self._rounding) + own
         self.collapsed = values <= np.maximum(self._least, self.floors)
-        self.constant = variances <= np.maximum(self._least, self._rounding)
+        self.constant = variances <= np.maximum(TOLERANCE * float(variances.max()), self._rounding)
 
     def cause(self, views: Quantities | None) -> str:
         """A key of `CAUSES`.
@@ -194,8 +195,12 @@ class Directions:
         those of two images.
         """
         kept = ~self.constant
-        values, vectors = np.linalg.eigh(self._quantities.covariance[np.ix_(kept, kept)])
-        vectors = vectors[:, values <= np.maximum(self._least, self._of(vectors, self._rounding[kept]))]
+        if kept.all():
+            values, vectors = self._quantities.eigenvalues, self._quantities.vectors
+        else:
+            values, vectors = np.linalg.eigh(self._quantities.covariance[np.ix_(kept, kept)])
+        flat = values <= np.maximum(self._least, self._of(vectors, self._rounding[kept]))
+        values, vectors = values[flat], vectors[:, flat]
         if not vectors.shape[1]:
             return "columns"
         arithmetic = self._of(vectors, 12 * ARITHMETIC**2 * self._rounding[kept])

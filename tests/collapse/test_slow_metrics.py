@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
-import slow_metrics
 from slow_metrics import REFERENCES
 
 N, D = 24, 8
@@ -202,9 +201,9 @@ def test_two_nn(monkeypatch):
         with_duplicates = np.concatenate([plane, plane[:20], plane[:20]])
         assert REFERENCES[name](with_duplicates) == pytest.approx(2, abs=0.5)
     pareto = [(1 - i / 20) ** (-1 / 3.5) for i in range(1, 20)] + [1e9]  # F(mu_i) = i/20; the last one is dropped
-    monkeypatch.setattr(slow_metrics, "_neighbour_ratios", lambda z: pareto)
+    monkeypatch.setattr(slow_rows, "_neighbour_ratios", lambda z: pareto)
     assert REFERENCES["two_nn"](None) == pytest.approx(3.5)
-    monkeypatch.setattr(slow_metrics, "_neighbour_ratios", lambda z: [math.exp(1 / 3.5)] * 7)
+    monkeypatch.setattr(slow_rows, "_neighbour_ratios", lambda z: [math.exp(1 / 3.5)] * 7)
     assert REFERENCES["two_nn_mle"](None) == pytest.approx(3.5)
 
 

@@ -101,6 +101,16 @@ def test_views_tell_the_two_causes_apart(noise, cause):
     assert "--views" in verdict(views[0]).next
 
 
+def test_a_large_tolerance_makes_no_column_constant():
+    """One direction over all columns holds nearly all of the variance, so each column has a 32nd of its eigenvalue."""
+    rotation = np.linalg.qr(RNG.normal(size=(DIM, DIM)))[0]
+    z = FULL * np.r_[30.0, np.ones(DIM - 1)] @ rotation
+    found = verdict(z, tolerance=0.1)
+    assert found.collapsed == DIM - 1
+    assert "constant" not in found.reason
+    assert "column" not in found.reason
+
+
 def test_views_of_other_images_tell_no_cause():
     scale = np.r_[np.ones(KEPT), np.full(DIM - KEPT, 1e-4)]
     rotation = np.linalg.qr(RNG.normal(size=(DIM, DIM)))[0]
