@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.stats
+import slow_rows
 from slow_metrics import REFERENCES
 
 N, D = 24, 8
