@@ -19,7 +19,7 @@ from experiments.scales import SCALES, row_named
 
 RATES = {"laptop": (1.5, 3.0, 6.0)}
 # Further rates of a row whose best one of the three was the first or the last.
-BEYOND = {("laptop", "none"): (12.0,)}
+BEYOND = {("laptop", "none"): (12.0,), ("laptop", "low_rank"): (12.0,)}
 CHOSEN_FOR = ("none", "linear", "mlp", "direct", "orthogonal", "diagonal", "low_rank", "random_subset")
 GROUP = "learning_rate"
 
