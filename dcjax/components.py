@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -28,14 +28,16 @@ from dcjax.data import (
     open_source,
     train_loader,
 )
-from dcjax.data.augment import normalize
+from dcjax.data.augment import normalize, two_views
 from dcjax.evaluation import Batch, Encode, Features, extract, make_encode
+from dcjax.losses import LOSSES, chance_loss
 from dcjax.models import Network, make_encoder, make_projector, smallest_image
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.mesh import check_batch, make_mesh, replicated
-from dcjax.runtime.randomness import Stream, host_seed
+from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicated
+from dcjax.runtime.randomness import Stream, device_key, host_seed
 from dcjax.schema import Config, DataConfig, check_config, section, with_values
 from dcjax.training.checkpoint import open_run
+from dcjax.training.monitor import Monitor, view_batches
 
 PREFETCH = 2  # batches that the host reads ahead
 EVAL_IMAGES = 128  # images that a device encodes at a time; at 224 px, a ResNet-50's float32 activations take 3 GB
@@ -146,6 +148,77 @@ class Components:
         """The labels of a source's images, and r and z as far as `keep` names them."""
         batches = self.eval_batches(source)
         return extract(self.encode, variables, batches, self.mesh, images=len(source), keep=keep)
+
+    @functools.cached_property
+    def encode_views(self) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
+        """The frozen network in evaluation mode and full precision, on two augmented views; compiled once.
+
+        A function of the variables and of a batch of `view_batches` on the devices, to r, z, r_prime and z_prime, whole
+        on every device.
+        """
+        key = device_key(self.config.seed, Stream.COLLAPSE_VIEWS)
+
+        def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            images, positions = batch["image"], batch["position"]
+            options: Any = {"size": self.config.data.image_size, "settings": self.augmentation, "mesh": self.mesh}
+            views = jnp.stack(two_views(images, key, positions, **options), axis=1)  # [n, 2, s, s, 3]
+            with jax.default_matmul_precision("float32"):
+                both = views.reshape(-1, *views.shape[2:])  # one program for both: evaluation mode mixes no rows
+                out: Any = self.exact_network.apply(variables, both, train=False)
+            return {"r": out.r[::2], "z": out.z[::2], "r_prime": out.r[1::2], "z_prime": out.z[1::2]}
+
+        sharding = (replicated(self.mesh), batch_sharding(self.mesh))
+        return jax.jit(forward, in_shardings=sharding, out_shardings=replicated(self.mesh))
+
+    def view_batches(self, source: Source, *, batch_size: int, batches: int) -> Iterator[Batch]:
+        """This process's share of the first batches of images for `encode_views`, in a fixed random order."""
+        crops = {"views": 2, "interpolation": self.augmentation.interpolation}
+        loader = self.train_batches(source, batch_size=batch_size, stream=Stream.COLLAPSE_VIEWS, **crops)
+        try:
+            with section("data"):
+                for _ in range(batches):
+                    batch = next(loader)
+                    yield {"image": batch["image"], "position": batch["position"]}
+        finally:
+            loader.close()
+
+    def monitor(self) -> Monitor | None:
+        """The monitor of the training, on test images or, where they are missing, on training images; None if it is off.
+
+        Raises:
+          SettingError: `monitor.images` is more than there are, or no multiple of the devices.
+        """
+        config, settings = self.config, self.config.monitor
+        if settings.every_steps is None:
+            return None
+        source, split = self.test_source, "test"
+        if source is None or len(source) < self.mesh.size:
+            source, split = self.train_source, "training"
+        largest = {"width": self.width, "largest": self.eval_batch_size, "mesh": self.mesh}
+        size, count = view_batches(len(source), wanted=settings.images, **largest)
+        batches = list(self.view_batches(source, batch_size=size, batches=count))
+        if jax.process_index() == 0:
+            print(
+                f"dcjax: every {settings.every_steps} steps the monitor looks at two views of {size * count} {split} "
+                "images",
+                flush=True,
+            )
+        projector = self.exact_network.projector
+
+        def linear(r: jax.Array, variables: Any) -> jax.Array:
+            own = {name: tree["projector"] for name, tree in variables.items() if "projector" in tree}
+            return projector.apply(own, r, train=False)  # pyright: ignore[reportReturnType]
+
+        chances = [chance_loss(config.loss.name, pairs) for pairs in (config.batch_size, size * count)]
+        return Monitor(
+            self.encode_views,
+            batches,
+            self.mesh,
+            loss=functools.partial(LOSSES[config.loss.name], temperature=config.loss.temperature),
+            chances=dict(zip(("chance", "loss_chance"), chances, strict=True)),
+            width=self.width,
+            projector=linear if getattr(projector, "is_linear", False) else None,
+        )
 
     def check_probe(self) -> None:
         """Raises `SettingError` if the probe's settings and the data do not fit each other, before any work is done."""

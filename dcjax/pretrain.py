@@ -19,7 +19,7 @@ from dcjax.components import Components, build
 from dcjax.config import check_same_run, write_config
 from dcjax.data import Subset
 from dcjax.evaluation import spectrum_of_processes
-from dcjax.losses import LOSSES, takes_blocks
+from dcjax.losses import LOSSES, chance_loss, takes_blocks
 from dcjax.runtime.errors import SettingError, StoppedRunError
 from dcjax.runtime.files import replace_npz
 from dcjax.runtime.mesh import batch_sharding, check_batch, replicated, to_devices
@@ -45,8 +45,8 @@ SPECTRUM_IMAGES = 25_600  # training images, at most, that stand in for a missin
 def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, extend: bool = False) -> TrainState:
     """Trains the encoder of a config, resuming from the last checkpoint in `workdir` if there is one.
 
-    Writes `config.json`, `metrics.jsonl`, TensorBoard events, `checkpoints/`, and at the end `spectrum.npz` and
-    `spectrum.png`.
+    Writes `config.json`, `metrics.jsonl`, `spectra.jsonl`, TensorBoard events, `checkpoints/`, and at the end
+    `spectrum.npz` and `spectrum.png`.
 
     Args:
       config: the config, as the files in `configs/` return it.
@@ -69,6 +69,7 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
     train_step = compile_step(components, optimizer, schedule)
+    monitor = components.monitor()
     workdir = open_workdir(workdir, extend=extend)  # last, so that a refused command leaves nothing behind
 
     # The state, from the checkpoint or from the seed.
@@ -84,6 +85,10 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     loader.seek(step)
     log = open_log(components, saved, workdir, total_steps=total_steps)
 
+    def look() -> None:
+        if monitor is not None:
+            log.expect(step, monitor.look(step, state.variables))
+
     def save() -> None:
         position = {"step": step, "batch_size": settings.batch_size, "seed": settings.seed, "data": source.fingerprint}
         record = {**position, "unlogged": log.sums}
@@ -93,6 +98,8 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     first_step = step
     with StopRequest() as stop:  # includes the last checkpoint, since a signal may come twice
         try:
+            if step == 0:
+                look()
             while step < total_steps and not stop.reached(step):
                 with section("data"):
                     batch = to_devices(next(loader), mesh)
@@ -100,6 +107,8 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
                     state, metrics = train_step(state, batch)
                 step += 1
                 log.push(step, metrics)
+                if step == total_steps or step % (settings.monitor.every_steps or total_steps) == 0:
+                    look()  # dispatched before the next step takes over the memory of this state
                 if step % settings.checkpoint_every_steps == 0 and step < total_steps:
                     log.drain()  # raises if the state that is about to be saved is not finite
                     save()
@@ -115,6 +124,8 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
         finally:
             log.close()
             loader.close()
+            if monitor is not None:
+                monitor.close()
             checkpointer.close()
     if step < total_steps:
         raise StoppedRunError(f"stopped at step {step} of {total_steps}; the same command goes on from there")
@@ -159,6 +170,7 @@ def open_log(components: Components, saved: "Saved | None", workdir: pathlib.Pat
         kept_step=first_step - bool(unlogged),
         total_steps=total_steps,
         batch_size=config.batch_size,
+        chance=chance_loss(config.loss.name, config.batch_size),
     )
     return StepMetrics(writer, every=config.log_every_steps, batch_size=config.batch_size, sums=unlogged)
 

@@ -185,6 +185,20 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """The monitor, which looks for collapse during the training. A resumed run may change every key of it."""
+
+    every_steps: int | None = key(
+        500, "steps from one look to the next; the first and the last step have one, too; none: no monitor", least=1,
+        may_change=True,
+    )  # fmt: skip
+    images: int = key(
+        0, "images, two views of each, over all devices; 0: twice the width of r, but 256 at least", least=0,
+        may_change=True,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A checked config. The defaults are the paper's recipe: ImageNet, ResNet-50, DirectCLR, batch 4096, 100 epochs."""
 
@@ -201,6 +215,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    monitor: MonitorConfig = MonitorConfig()
     probe: ProbeConfig = ProbeConfig()
 
 

@@ -53,6 +53,7 @@ def tiny_config(**overrides):
         "devices": 1,
         "log_every_steps": 1,
         "checkpoint_every_steps": 2,
+        "monitor.every_steps": None,  # its forward pass is a program more to compile
         "model.name": "one_block",
         "model.width": 0.5,
         "projector.d0": 16,

@@ -41,6 +41,16 @@ def plot_spectra(spectra: Mapping[str, np.ndarray], path: pathlib.Path, *, title
     save([draw], path)
 
 
+def spectra_image(spectra: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Draws spectra as `plot_spectra`, small: `[h, w, 3]` uint8, for TensorBoard."""
+    figure = Figure(figsize=(4.2, 3.0), dpi=80)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.14, 0.16, 0.84, 0.8))
+    draw_spectra(axes, spectra)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
 def save(panels: Sequence[Callable[[Any], None]], path: pathlib.Path) -> None:
     """Writes a PNG of panels beside each other; each draws on the axes that it is given."""
     style: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}

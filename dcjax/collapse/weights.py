@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from dcjax.collapse.ranks import TOLERANCE, effective_rank
 
+EQUAL = 1 + 1e-3  # singular values within this factor of each other have no directions of their own
 DOMINANT = 10.0  # an aligned direction is asked for only where s^2 exceeds this many times |C|
 
 
@@ -97,6 +98,36 @@ def alignments(arrays: Mapping[str, np.ndarray]) -> list[Alignment]:
         strong = float(diagonal[dominant].mean()) if dominant.any() else None
         found.append(Alignment((first, second), float(diagonal.mean()), float(diagonal.min()), strong))
     return found
+
+
+def projector_alignment(kernel: np.ndarray, matrix: np.ndarray) -> dict[str, float]:
+    """How the directions that a linear projector reads fit those that the layer before it writes.
+
+    A normalisation, a shortcut and a ReLU lie between the last convolution and r, so Theorem 2 need not hold there.
+
+    Args:
+      kernel: `[inputs, d]`, the last convolution's, its pixels and input channels as one axis; W1 of the theorem is its
+        transpose.
+      matrix: `[d, e]`, the projector's; W2 is its transpose.
+
+    Returns:
+      `alignment`, the mean of the diagonal of |V2^T U1|, which is 1 if the layers are aligned and about sqrt(2 / (pi
+      d)) for random ones; and `overlap`, |V2_k^T U1_k|_F^2 / k of the k = min(d, e) / 8 strongest directions of both, 1
+      if they span the same space and about k / d for random ones. Nothing for a projector whose singular values are all
+      equal, whose directions are not defined.
+
+    References:
+      Jing et al., ICLR 2022, Theorem 2.
+    """
+    left, _, _ = np.linalg.svd(np.asarray(kernel, np.float64).T, full_matrices=False)
+    _, values, right = np.linalg.svd(np.asarray(matrix, np.float64).T, full_matrices=False)
+    count = min(left.shape[1], int((values > TOLERANCE * values[0]).sum()))
+    if not count or values[0] <= EQUAL * values[count - 1]:
+        return {}
+    a = np.abs(right[:count] @ left[:, :count])
+    strongest = max(count // 8, 1)
+    overlap = (a[:strongest, :strongest] ** 2).sum() / strongest
+    return {"alignment": float(np.diag(a).mean()), "overlap": float(overlap)}
 
 
 def as_matrix(name: str, array: np.ndarray) -> Float[np.ndarray, "i o"] | None:

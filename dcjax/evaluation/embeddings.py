@@ -11,10 +11,8 @@ import numpy as np
 
 from dcjax.components import Components, load_run
 from dcjax.data import Source, Subset
-from dcjax.data.augment import two_views
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.mesh import batch_sharding, make_mesh, replicated, to_devices
-from dcjax.runtime.randomness import Stream, device_key
+from dcjax.runtime.mesh import make_mesh, replicated, to_devices
 from dcjax.training.checkpoint import open_run
 
 MAX_IMAGES = 25_600  # as RankMe's authors; evenly spaced, where there are more
@@ -83,40 +81,12 @@ def weights_of_run(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 def _views(components: Components, variables: Any, source: Source) -> dict[str, np.ndarray]:
     """r and z of two views of as many whole batches as the source fills, or of one."""
-    config, mesh = components.config, components.mesh
+    mesh = components.mesh
     size = min(components.eval_batch_size, len(source) // mesh.size * mesh.size)
     if not size:
         raise SettingError(f"the {mesh.size} devices need as many images, found {len(source)}; use fewer (--devices)")
-    key = device_key(config.seed, Stream.COLLAPSE_VIEWS)
-
-    def forward(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        images = two_views(
-            batch["image"],
-            key,
-            batch["position"],
-            size=config.data.image_size,
-            settings=components.augmentation,
-            mesh=mesh,
-        )
-        with jax.default_matmul_precision("float32"):
-            first, second = (components.exact_network.apply(variables, view, train=False) for view in images)
-        return {"r": first.r, "z": first.z, "r_prime": second.r, "z_prime": second.z}  # pyright: ignore
-
-    split = batch_sharding(mesh)
-    encode = jax.jit(forward, in_shardings=(replicated(mesh), split), out_shardings=split)
-    loader = components.train_batches(
-        source,
-        batch_size=size,
-        views=2,
-        interpolation=components.augmentation.interpolation,
-        stream=Stream.COLLAPSE_VIEWS,
-    )
-    parts = []
-    try:
-        for _ in range(len(source) // size):
-            batch = next(loader)
-            fields = {"image": batch["image"], "position": batch["position"]}
-            parts.append(jax.device_get(encode(variables, to_devices(fields, mesh))))
-    finally:
-        loader.close()
+    parts = [
+        jax.device_get(components.encode_views(variables, to_devices(batch, mesh)))
+        for batch in components.view_batches(source, batch_size=size, batches=len(source) // size)
+    ]
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

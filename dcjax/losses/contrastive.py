@@ -135,6 +135,24 @@ def nt_xent(
 # A loss is a function of `(z, z_prime, *, temperature)`. One that can be computed by tiles also has `block_size` and
 # `mesh`.
 LOSSES: dict[str, Callable[..., jax.Array]] = {"info_nce": info_nce, "nt_xent": nt_xent}
+# The number of candidates among which a loss looks for the positive, by the number of pairs; absent for a loss that has
+# no such number.
+CANDIDATES: dict[str, Callable[[int], int]] = {"info_nce": lambda pairs: pairs, "nt_xent": lambda pairs: 2 * pairs - 1}
+
+
+def chance_loss(name: str, pairs: int) -> float | None:
+    """The loss of embeddings that tell nothing apart: the logarithm of the number of candidates, in nats.
+
+    Every similarity is then the same, whatever the temperature. A run whose loss stays there learns nothing.
+
+    Args:
+      name: a key of `LOSSES`.
+      pairs: n, the pairs of views in the batch.
+
+    Returns:
+      ln n for `info_nce` and ln (2n - 1) for `nt_xent`; None for a loss without candidates.
+    """
+    return math.log(CANDIDATES[name](pairs)) if name in CANDIDATES else None
 
 
 def takes_blocks(loss: Callable[..., jax.Array]) -> bool:

@@ -23,6 +23,8 @@ EXACT = jax.lax.Precision.HIGHEST
 class Identity(nn.Module):
     """No projector: z = r."""
 
+    is_linear = True
+
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
         return r
@@ -33,6 +35,8 @@ class Linear(nn.Module):
 
     features: int
     dtype: Any = jnp.float32
+
+    is_linear = True
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -67,7 +71,7 @@ class Direct(nn.Module):
 
     d0: int
 
-    is_subvector = True
+    is_linear = is_subvector = True
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -102,6 +106,8 @@ class Orthogonal(nn.Module):
     ratio, which is proportional to |A|.
     """
 
+    is_linear = True
+
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
         d = r.shape[-1]
@@ -113,6 +119,8 @@ class Orthogonal(nn.Module):
 
 class Diagonal(nn.Module):
     """A trainable diagonal matrix that starts as the identity: z_k = s_k r_k."""
+
+    is_linear = True
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -126,6 +134,8 @@ class LowRank(nn.Module):
     """
 
     d0: int
+
+    is_linear = True
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -144,7 +154,7 @@ class LowRankDiagonal(nn.Module):
 
     d0: int
 
-    is_subvector = True
+    is_linear = is_subvector = True
 
     @nn.compact
     def __call__(self, r: jax.Array, *, train: bool) -> jax.Array:
@@ -155,7 +165,8 @@ class LowRankDiagonal(nn.Module):
 
 # Each entry is a class or function that makes a Linen module with `__call__(r, *, train)`, from `[n, d]` to the
 # embedding `[n, e]`, and has those of the settings of `make_projector` that it needs. A module whose z is the first d0
-# entries of r has the attribute `is_subvector = True`: r[:d0] and r[d0:] are then worth a probe each.
+# entries of r has the attribute `is_subvector = True`: r[:d0] and r[d0:] are then worth a probe each. One that is a
+# linear map, the same in every step, has `is_linear = True`: it then has a matrix, and Lemma 2 applies to it.
 PROJECTORS: dict[str, Callable[..., Any]] = {
     "none": Identity,
     "linear": Linear,

@@ -1,21 +1,29 @@
-"""Averages the scalars of the steps, stops at a NaN, and writes metrics.jsonl, TensorBoard and a progress bar."""
+"""Averages the scalars of the steps, stops at a NaN, and writes the logs, TensorBoard and a progress bar.
+
+`metrics.jsonl` holds two kinds of lines: averages over steps of the training, and looks of the monitor, which have the
+key "monitor". `spectra.jsonl` holds the spectra of those looks.
+"""
 
 import collections
+import concurrent.futures
 import json
 import math
 import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import IO, Any
 
 import jax
 import tensorboardX
 from tqdm import tqdm
 
+from dcjax.collapse.monitor import Look, warnings_of
+from dcjax.collapse.plot import spectra_image
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, SPECTRA_FILE = "metrics.jsonl", "spectra.jsonl"
 
 # Steps that the host may run ahead of the device: enough to keep the device busy, and few enough that batches do not
 # pile up and a NaN is noticed soon.
@@ -26,28 +34,48 @@ GUARDED = ("loss", "gradient_norm", "parameter_norm", "statistics_norm")
 
 
 class MetricsWriter:
-    """Writes scalars by step, on the first process only.
+    """Writes scalars by step and the looks of a monitor, on the first process only.
 
-    A run that resumes keeps the lines up to `kept_step` and writes the later ones again.
+    A run that resumes keeps the averages up to `kept_step` and the looks up to `first_step`, and writes the later ones
+    again. Averages and looks come in the order of their steps, however long a look takes, so that a log does not depend
+    on the speed of threads.
 
     Args:
       workdir: the run's folder.
       first_step: the step that the run starts or resumes from.
-      kept_step: the last step whose line is kept.
+      kept_step: the last step whose average is kept.
       total_steps: the last step of the run, for the bar.
       batch_size: images per step, for the rate.
+      chance: the loss of embeddings that tell nothing apart, for the bar; None for none.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, first_step: int, kept_step: int, total_steps: int, batch_size: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        first_step: int,
+        kept_step: int,
+        total_steps: int,
+        batch_size: int,
+        chance: float | None = None,
+    ):
+        self._looks: collections.deque[tuple[int, concurrent.futures.Future[Look]]] = collections.deque()
+        self._history: list[dict[str, Any]] = []
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        path = workdir / METRICS_FILE
-        if path.exists():
-            kept = [row for row in read_metrics(workdir) if row["step"] <= kept_step]
-            replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._lines = path.open("a")
         self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=kept_step + 1)
+        last = {True: first_step if first_step else -1, False: kept_step}  # a run that begins anew begins with a look
+        rows = [row for row in read_rows(workdir) if row["step"] <= last["monitor" in row]]
+        self._history = [row for row in rows if "monitor" in row]
+        for row in self._history:
+            if row["step"] > kept_step:  # TensorBoard has forgotten it
+                self._add_scalars(row["step"], row["monitor"])
+        spectra = [row for row in read_lines(workdir / SPECTRA_FILE) if row["step"] <= last[True]]
+        for path, kept in ((workdir / METRICS_FILE, rows), (workdir / SPECTRA_FILE, spectra)):
+            if path.exists():
+                replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._lines, self._spectra = (workdir / METRICS_FILE).open("a"), (workdir / SPECTRA_FILE).open("a")
         self._bar = tqdm(
             total=total_steps * batch_size,
             initial=first_step * batch_size,
@@ -55,7 +83,10 @@ class MetricsWriter:
             unit_scale=True,
             mininterval=1.0 if sys.stderr.isatty() else 30.0,
         )
-        self._batch_size = batch_size
+        self._batch_size, self._chance = batch_size, chance
+        self._shown = {"loss": "", "rank": "", "online": ""}
+        if self._history:
+            self._show_rank(self._history[-1]["monitor"])
 
     def advance(self) -> None:
         """Moves the bar on by one step."""
@@ -63,22 +94,67 @@ class MetricsWriter:
             self._bar.update(self._batch_size)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the scalars of a step."""
+        """Records the average that ends with a step, after the looks at earlier steps."""
         if not self._active:
             return
-        self._lines.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._lines.flush()
-        for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
-        shown = {"loss": "loss", "online_accuracy": "online acc"}
-        self._bar.set_postfix({label: f"{metrics[name]:.3f}" for name, label in shown.items() if name in metrics})
+        self.write_looks(before=step)
+        self._write_line(self._lines, {"step": step, **metrics})
+        self._add_scalars(step, metrics)
+        chance = "" if self._chance is None else f" (chance {self._chance:.3f})"
+        self._shown["loss"] = f"loss {metrics['loss']:.3f}{chance}"
+        if "online_accuracy" in metrics:
+            self._shown["online"] = f"online {metrics['online_accuracy']:.3f}"
+        self._show()
+
+    def expect(self, step: int, look: "concurrent.futures.Future[Look]") -> None:
+        """Takes the look at a step, which is under way."""
+        if self._active:
+            self._looks.append((step, look))
+
+    def write_looks(self, *, before: int | None = None) -> None:
+        """Waits for the looks at steps before a given one, or for all, and records them."""
+        while self._looks and (before is None or self._looks[0][0] < before):
+            self._write_look(self._looks.popleft()[1].result())
 
     def close(self) -> None:
         """Flushes everything."""
         if self._active:
+            self.write_looks()
             self._bar.close()
-            self._lines.close()
-            self._events.close()
+            for file in (self._lines, self._spectra, self._events):
+                file.close()
+
+    def _write_look(self, look: Look) -> None:
+        row = {"step": look.step, "monitor": look.values, "verdict": look.verdicts}
+        row["warnings"] = warnings_of(self._history, look)
+        self._history.append(row)
+        self._write_line(self._lines, row)
+        spectra = {name: [float(f"{value:.6g}") for value in values] for name, values in look.spectra.items()}
+        if spectra:
+            self._write_line(self._spectra, {"step": look.step, **spectra})
+            self._events.add_image("spectrum", spectra_image(look.spectra), look.step, dataformats="HWC")
+        self._add_scalars(look.step, look.values)
+        for warning in row["warnings"]:
+            self._events.add_text("warning", warning, look.step)
+            self._bar.write(f"dcjax: step {look.step}: {warning}", file=sys.stderr)
+        self._show_rank(look.values)
+        self._show()
+
+    def _show_rank(self, values: Mapping[str, float]) -> None:
+        if "z/effective_rank" in values:
+            self._shown["rank"] = f"rank of z {values['z/effective_rank']:.1f}"
+
+    def _show(self) -> None:
+        self._bar.set_postfix_str(", ".join(filter(None, self._shown.values())))
+
+    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._events.add_scalar(name, value, step)
+
+    @staticmethod
+    def _write_line(file: IO[str], row: Mapping[str, Any]) -> None:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
 
 
 class NotFiniteError(SettingError):
@@ -117,9 +193,14 @@ class StepMetrics:
             self._read()
 
     def drain(self) -> None:
-        """Reads the scalars of all steps that were pushed."""
+        """Reads the scalars of all steps that were pushed, and writes the looks at them."""
         while self._in_flight:
             self._read()
+        self._writer.write_looks()
+
+    def expect(self, step: int, look: "concurrent.futures.Future[Look]") -> None:
+        """Takes the look at a step, which is under way; it is written in the order of the steps."""
+        self._writer.expect(step, look)
 
     def flush(self) -> None:
         """Writes the average of the steps since the last line, if there were any."""
@@ -155,10 +236,25 @@ class StepMetrics:
             self.flush()
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl, without a last line that an interruption cut short."""
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The averages in metrics.jsonl, without a last line that an interruption cut short."""
+    return [row for row in read_rows(workdir) if "monitor" not in row]
+
+
+def read_looks(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The looks in metrics.jsonl: "step", "monitor" (measures by name), "verdict" and "warnings"."""
+    return [row for row in read_rows(workdir) if "monitor" in row]
+
+
+def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl; none where there is no such file."""
+    return read_lines(workdir / METRICS_FILE)
+
+
+def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of a log, without a last one that an interruption cut short; none where there is no such file."""
     rows = []
-    for line in (workdir / METRICS_FILE).read_text().splitlines():
+    for line in path.read_text().splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -60,6 +60,24 @@ def make_objective(
     return objective
 
 
+def parts_of(params: Any) -> dict[str, Any]:
+    """The parts of a network that are worth a gradient norm each: projector, classifier, and each stage of the encoder.
+
+    Args:
+      params: parameters, or a gradient in their tree.
+
+    Returns:
+      The leaves of each part, by `projector`, `classifier`, or `encoder/` and the child's name up to an underscore:
+      the blocks `layer1_0` and `layer1_1` are `encoder/layer1`.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for name, tree in params.items():
+        for child, leaves in tree.items():
+            part = f"{name}/{child.partition('_')[0]}" if name == "encoder" else name
+            parts.setdefault(part, {})[child] = leaves
+    return parts
+
+
 def make_train_step(
     network: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -98,6 +116,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         metrics |= {
             "gradient_norm": optax.tree.norm(gradient),
+            **{f"gradient_norm/{part}": optax.tree.norm(leaves) for part, leaves in parts_of(gradient).items()},
             # Norms of the new state, so that a state is known to be finite before it is saved.
             "parameter_norm": optax.tree.norm(params),
             "statistics_norm": optax.tree.norm(batch_stats),
