@@ -183,7 +183,7 @@ class Components:
             loader.close()
 
     def monitor(self) -> Monitor | None:
-        """The monitor of the training, on test images or, where they are missing, on training images; None if it is off.
+        """The monitor of the training, on test images or else on training images; None if it is off.
 
         Raises:
           SettingError: `monitor.images` is more than there are, or no multiple of the devices.

@@ -7,6 +7,7 @@ import inspect
 import json
 import pathlib
 import runpy
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
 from dcjax.schema import KEYS, SECTIONS, Config, as_config_dict, flatten, from_keys, unknown_key
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, COMMAND_FILE = "config.json", "command.json"
 # The length of a run. It changes the learning-rate schedule, so `dcjax.pretrain.check_length` decides on a new length.
 LENGTH = ("total_epochs", "total_steps")
 
@@ -119,6 +120,34 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
                 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The command that a run comes from, for reports.
+
+    Attributes:
+      command: the command line.
+      config: its `--config`.
+      changes: key to its value in that config file and its value in the run, where the two differ.
+    """
+
+    command: str
+    config: str
+    changes: dict[str, tuple[Any, Any]]
+
+
+def origin(argv: Sequence[str], spec: str, config: Config) -> Origin:
+    """The origin of a run of `dcjax main`; the config file is run once more.
+
+    Args:
+      argv: the arguments of `dcjax main`.
+      spec: its `--config`.
+      config: the config that `config_from_flags` made of them.
+    """
+    base, values = flatten(load_config(spec)), flatten(config)
+    changes = {name: (base[name], value) for name, value in values.items() if base[name] != value}
+    return Origin(shlex.join(["dcjax", "main", *argv]), spec, changes)
+
+
 def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
     """Loads the config file that a command line names and applies the `--config.KEY` flags.
 
@@ -158,6 +187,11 @@ def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> t
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Writes `config.json`."""
     replace_text(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def write_origin(workdir: pathlib.Path, origin: Origin) -> None:
+    """Writes `command.json`."""
+    replace_text(workdir / COMMAND_FILE, json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
 
 
 def read_config(workdir: pathlib.Path) -> Config:

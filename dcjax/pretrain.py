@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from dcjax.collapse.plot import plot_spectra
 from dcjax.components import Components, build
-from dcjax.config import check_same_run, write_config
+from dcjax.config import Origin, check_same_run, write_config, write_origin
 from dcjax.data import Subset
 from dcjax.evaluation import spectrum_of_processes
 from dcjax.losses import LOSSES, chance_loss, takes_blocks
@@ -42,7 +42,13 @@ PLAIN_BYTES = {"cpu": 2**22, "accelerator": 2**26}
 SPECTRUM_IMAGES = 25_600  # training images, at most, that stand in for a missing test split
 
 
-def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, extend: bool = False) -> TrainState:
+def pretrain(
+    config: ConfigDict | Config,
+    workdir: str | os.PathLike[str],
+    *,
+    extend: bool = False,
+    origin: Origin | None = None,
+) -> TrainState:
     """Trains the encoder of a config, resuming from the last checkpoint in `workdir` if there is one.
 
     Writes `config.json`, `metrics.jsonl`, `spectra.jsonl`, TensorBoard events, `checkpoints/`, and at the end
@@ -52,6 +58,7 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
       config: the config, as the files in `configs/` return it.
       workdir: the run's folder; it is created if it is missing.
       extend: resume a run with another length, although its learning rate then jumps; the run must exist.
+      origin: the command, which is written to `command.json` for reports.
 
     Returns:
       The trained state.
@@ -83,7 +90,7 @@ def pretrain(config: ConfigDict | Config, workdir: str | os.PathLike[str], *, ex
     crops = {"views": 2, "interpolation": components.augmentation.interpolation}
     loader = components.train_batches(source, batch_size=settings.batch_size, stream=Stream.ORDER, **crops)
     loader.seek(step)
-    log = open_log(components, saved, workdir, total_steps=total_steps)
+    log = open_log(components, saved, workdir, total_steps=total_steps, origin=origin)
 
     def look() -> None:
         if monitor is not None:
@@ -154,12 +161,16 @@ def compile_step(
     return jax.jit(step, donate_argnums=0, in_shardings=(everywhere, split), out_shardings=everywhere)
 
 
-def open_log(components: Components, saved: "Saved | None", workdir: pathlib.Path, *, total_steps: int) -> StepMetrics:
-    """Writes `config.json`, prints a line about the run, and opens its log at the step where it begins or resumes."""
+def open_log(
+    components: Components, saved: "Saved | None", workdir: pathlib.Path, *, total_steps: int, origin: Origin | None
+) -> StepMetrics:
+    """Writes the config, prints a line about the run, and opens its log at the step where it begins or resumes."""
     config = components.config
     first_step = saved.step if saved else 0
     if jax.process_index() == 0:
         write_config(workdir, config)
+        if origin is not None:
+            write_origin(workdir, origin)
         print(describe(components, first_step, total_steps), flush=True)
     # A run that stopped between two regular lines wrote a partial one. It is dropped: the next regular line averages
     # these steps too.

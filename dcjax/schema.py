@@ -249,6 +249,8 @@ class Key:
         rule = self.rule
         bounds = {"above": rule.above, "at least": rule.least, "at most": rule.most, "below": rule.below}
         words = " and ".join(f"{word} {bound:.12g}" for word, bound in bounds.items() if bound is not None)
+        if words and self.type == int | None:
+            words += " or none"
         return words or rule.form[1] or " or ".join(rule.choices) or rule.table.replace(":", ".")
 
     def check(self, value: Any) -> Any:

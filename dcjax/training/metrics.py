@@ -134,7 +134,7 @@ class MetricsWriter:
             self._write_line(self._spectra, {"step": look.step, **spectra})
             self._events.add_image("spectrum", spectra_image(look.spectra), look.step, dataformats="HWC")
         self._add_scalars(look.step, look.values)
-        for warning in row["warnings"]:
+        for warning in row["warnings"].values():
             self._events.add_text("warning", warning, look.step)
             self._bar.write(f"dcjax: step {look.step}: {warning}", file=sys.stderr)
         self._show_rank(look.values)
@@ -242,7 +242,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_looks(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The looks in metrics.jsonl: "step", "monitor" (measures by name), "verdict" and "warnings"."""
+    """The looks in metrics.jsonl: "step"; "monitor", measures by name; "verdict" by "r" and "z"; "warnings" by kind."""
     return [row for row in read_rows(workdir) if "monitor" in row]
 
 
