@@ -16,7 +16,7 @@ def get_config():
     config.total_steps = 300
     config.log_every_steps = 25
     config.checkpoint_every_steps = 150
-    config.monitor.every_steps = 50
+    config.monitor.every_steps = 100
     config.model.update({"name": "resnet18", "width": 0.125, "stem": "small"})
     config.projector.d0 = 16
     config.loss.temperature = 0.2

@@ -4,7 +4,8 @@ Claim:     a run whose augmentation, temperature or learning rate breaks it is w
            healthy runs with each kind of projector never are.
 Command:   python -m experiments.monitor     (--seeds=N; --kinds=KIND ...; what is done is not repeated)
 Cost:      35 runs of about a minute of a CPU core.
-Look for:  a step for each run of the broken kinds, none for the healthy ones; how near those come to the thresholds of `dcjax.collapse.monitor`.
+Look for:  a step for each run of the broken kinds, none for the healthy ones; how near those come to the
+           thresholds of `dcjax.collapse.monitor`.
 """
 
 import argparse

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from dcjax.collapse.arrays import unit_rows
 from dcjax.collapse.metrics import measure
+from dcjax.collapse.plot import spectra_image
 from dcjax.collapse.quantities import Quantities
 from dcjax.collapse.ranks import TOLERANCE
 from dcjax.collapse.verdict import Directions, judge
@@ -39,6 +40,7 @@ class Look:
       verdicts: kind of collapse by "r" and "z", as `judge` names it.
       advice: reason and next step by "r" and "z", for a warning.
       spectra: eigenvalues `[d]` of the covariance (eq. 1) of the rows divided by their norms, by "r" and "z".
+      image: the spectra as a picture.
     """
 
     step: int
@@ -46,6 +48,7 @@ class Look:
     verdicts: dict[str, str]
     advice: dict[str, str]
     spectra: dict[str, Float[np.ndarray, " d"]]
+    image: UInt8[np.ndarray, "h w 3"] | None = None
 
 
 def look(
@@ -89,7 +92,7 @@ def look(
     if matrices is not None:
         found |= {f"projector/{key}": value for key, value in projector_alignment(*matrices).items()}
     finite = {key: float(value) for key, value in found.items() if np.isfinite(value)}
-    return Look(step, finite, verdicts, advice, spectra)
+    return Look(step, finite, verdicts, advice, spectra, spectra_image(spectra))
 
 
 def similarities(rows: np.ndarray, rows_prime: np.ndarray) -> dict[str, float]:

@@ -19,7 +19,6 @@ import tensorboardX
 from tqdm import tqdm
 
 from dcjax.collapse.monitor import Look, warnings_of
-from dcjax.collapse.plot import spectra_image
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
 
@@ -132,7 +131,8 @@ class MetricsWriter:
         spectra = {name: [float(f"{value:.6g}") for value in values] for name, values in look.spectra.items()}
         if spectra:
             self._write_line(self._spectra, {"step": look.step, **spectra})
-            self._events.add_image("spectrum", spectra_image(look.spectra), look.step, dataformats="HWC")
+        if look.image is not None:
+            self._events.add_image("spectrum", look.image, look.step, dataformats="HWC")
         self._add_scalars(look.step, look.values)
         for warning in row["warnings"].values():
             self._events.add_text("warning", warning, look.step)
