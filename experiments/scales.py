@@ -216,7 +216,8 @@ def make_config(scale_name: str, row_name: str, *, seed: int, changes: Mapping[s
     searched = "direct" if row.projector == "low_rank_diagonal" else row.projector
     if searched in scale.learning_rates:
         values["optimizer.learning_rate"] = scale.learning_rates[searched]
-    values |= {"probe.after_training": False, "seed": seed, **(changes or {})}
+    # The grids look at their runs when they are done.
+    values |= {"probe.after_training": False, "monitor.every_steps": None, "seed": seed, **(changes or {})}
     known = flatten(config)
     for key, value in values.items():
         if key not in known:
