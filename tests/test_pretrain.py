@@ -36,7 +36,8 @@ def test_a_run_leaves_what_the_readme_promises(four_steps):
     assert list((workdir / "tensorboard").glob("events*"))
     rows = read_metrics(workdir)
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert rows[0].keys() == {
+    parts = {"classifier", "encoder/bn1", "encoder/conv1", "encoder/layer1"}
+    assert rows[0].keys() == {f"gradient_norm/{part}" for part in parts} | {
         "step", "loss", "online_loss", "online_accuracy", "gradient_norm", "parameter_norm", "statistics_norm",
         "learning_rate", "images_per_second",
     }  # fmt: skip
