@@ -1,0 +1,93 @@
+"""What a report says of a run in words: which embedding has collapsed, and what to try next."""
+
+import dataclasses
+from typing import Literal
+
+from dcjax.report.figures import collapsed
+from dcjax.report.record import Run
+
+Tone = Literal["good", "bad", "unknown"]
+
+WORDS = {
+    "none": "has not collapsed",
+    "dimensional": "has collapsed in some dimensions",
+    "complete": "has collapsed completely",
+    "undetermined": "cannot be judged from so few rows",
+}
+PART_WORDS = {"r": "the representation r", "z": "the embedding z"}
+LEARNT = 0.98  # a loss above this share of its chance line tells hardly more than nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """The verdict on a run.
+
+    Attributes:
+      tone: whether it is a good or a bad one, or there is none.
+      short: a few words, for tables and the terminal.
+      parts: part to a word or two, as in `short`.
+      headline: a sentence.
+      reasons: sentences with the numbers behind it.
+      next: what to try.
+    """
+
+    tone: Tone
+    short: str
+    parts: dict[str, str]
+    headline: str
+    reasons: tuple[str, ...]
+    next: tuple[str, ...]
+
+
+def finding(run: Run) -> Finding:
+    """The verdict on a run: its monitor's last one, or else the one that the last spectra give, or "not known"."""
+    source = "the monitor's last verdict"
+    kinds = {part: kind if kind in WORDS else "undetermined" for part, kind in run.kinds.items()}
+    if not kinds:
+        source = "the spectra alone"
+        kinds = {part: _kind(collapsed(values), len(values)) for part, values in run.final.items()}
+    look_closer = f"dcjax collapse {run.folder}"
+    reasons = [*_counts(run), _loss(run)]
+    if not kinds:
+        advice = f"{look_closer} judges the embeddings of the run's last checkpoint."
+        headline = "Not known: the run has neither a monitor's verdict nor spectra."
+        return Finding("unknown", "not known", {}, headline, tuple(reasons), (advice,))
+    parts = [f"{PART_WORDS.get(part, part)} {WORDS[kind]}" for part, kind in kinds.items()]
+    headline = "; ".join(parts)
+    bad = [part for part, kind in kinds.items() if kind in ("dimensional", "complete")]
+    tone: Tone = "bad" if bad else "unknown" if "undetermined" in kinds.values() else "good"
+    advice = list(run.advice)
+    if not advice and bad:
+        advice = [f"{look_closer} shows the collapsed directions and names the cause where it can be told."]
+    if not advice and tone == "unknown":
+        advice = [f"{look_closer} with more rows than dimensions (a larger test split) can tell."]
+    if source == "the spectra alone":
+        reasons.insert(0, "No monitor's verdict is in the log, so this one rests on the spectra alone.")
+    words = {part: _SHORT[kind] for part, kind in kinds.items()}
+    short = ", ".join(f"{part}: {word}" for part, word in words.items())
+    return Finding(tone, short, words, headline[0].upper() + headline[1:] + ".", tuple(reasons), tuple(advice))
+
+
+_SHORT = {"none": "no collapse", "dimensional": "dimensional", "complete": "complete", "undetermined": "undetermined"}
+
+
+def _kind(dead: int, dim: int) -> str:
+    return "complete" if dead == dim else "dimensional" if dead else "none"
+
+
+def _counts(run: Run) -> list[str]:
+    """A sentence on the directions of each part that carry nothing."""
+    found = [f"{collapsed(values)} of {len(values)} of {part}" for part, values in run.final.items()]
+    if not found:
+        return []
+    where = "in the spectra of the finished run" if run.ended else f"at step {run.looks[-1].step:,}"
+    return [f"Directions at or below a millionth of the largest eigenvalue, {where}: {', '.join(found)}."]
+
+
+def _loss(run: Run) -> str:
+    """A sentence on the last loss and its chance line."""
+    loss, chance = run.training["loss"].last, run.chance
+    words = f"The loss is {loss:.3f} at step {run.last_step:,}; a run that learns nothing stays at {chance:.3f}."
+    if loss > LEARNT * chance:
+        words += " This run is there: the loss tells the candidates hardly apart."
+    return words

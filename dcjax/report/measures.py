@@ -1,0 +1,97 @@
+"""The panels of curves that a report draws, and the values that a comparison lists."""
+
+from dcjax.report.lines import Curve
+from dcjax.report.record import PARTS, Run
+
+MAX_PANELS = 24
+MAX_CURVES = 12  # of one panel
+GRADIENTS = "gradient_norm/"
+
+# What a measure is, in the caption of its figure. docs/metrics.md defines them.
+ABOUT = {
+    "effective_rank": "dimensions in use, from the entropy of the spectrum; higher is better",
+    "rankme": "dimensions in use, from the singular values; higher is better",
+    "participation_ratio": "dimensions in use, weighted to the largest; higher is better",
+    "stable_rank": "total variance over the largest one; higher is better",
+    "collapsed_dimensions": "directions at or below a millionth of the largest; 0 is best",
+    "alignment": "mean squared distance of positives; lower is better",
+    "uniformity": "log of the mean Gaussian potential; lower is better",
+    "positive_similarity": "mean cosine of the two views of an image",
+    "negative_similarity": "mean cosine of two images",
+    "negative": "below 0, the theory expects directions to shrink",
+}
+TRAINING = {
+    "online_accuracy": "of the classifier on r that is trained alongside",
+    "online_loss": "of that classifier",
+    "learning_rate": "of the schedule",
+    "parameter_norm": "norm of all parameters",
+    "statistics_norm": "norm of the batch statistics",
+}
+
+
+def words(name: str) -> str:
+    """The name of a measure as a reader says it."""
+    return name.replace("_", " ")
+
+
+def monitor_panels(run: Run) -> dict[tuple[str, str], dict[str, Curve]]:
+    """The monitor's scalars by figure: (title, about) to the curves by label. Measures of r and z share a figure."""
+    panels: dict[tuple[str, str], dict[str, Curve]] = {}
+    for name, curve in run.monitor.items():
+        group, slash, measure = name.partition("/")
+        if not slash:
+            continue
+        title = words(measure) if group in PARTS else f"{words(group)}: {words(measure)}"
+        panels.setdefault((title, ABOUT.get(measure, "")), {})[group] = curve
+    return panels
+
+
+def training_panels(run: Run) -> dict[tuple[str, str], dict[str, Curve]]:
+    """The scalars of the training lines that have no figure of their own, one to a panel."""
+    drawn = {"loss", "gradient_norm", "images_per_second"}
+    found = {name: curve for name, curve in run.training.items() if name not in drawn and GRADIENTS not in name}
+    return {(words(name), TRAINING.get(name, "")): {words(name): curve} for name, curve in found.items()}
+
+
+def gradient_curves(run: Run) -> dict[str, Curve]:
+    """The gradient's norms: of all parameters, then of each part."""
+    curves = {"all": run.training["gradient_norm"]} if "gradient_norm" in run.training else {}
+    return curves | {
+        name.removeprefix(GRADIENTS): curve for name, curve in run.training.items() if name.startswith(GRADIENTS)
+    }
+
+
+def comparison_panels(runs: list[Run]) -> dict[tuple[str, str], dict[int, Curve]]:
+    """The figures that overlay the runs: (title, about) to the curves by the index of the run."""
+    panels: dict[tuple[str, str], dict[int, Curve]] = {}
+    names = {name: None for run in runs for name in run.monitor if "/" in name}
+    order = list({name.partition("/")[2]: None for name in names})  # so that r and z of a measure are neighbours
+    for name in sorted(names, key=lambda name: order.index(name.partition("/")[2])):
+        group, _, measure = name.partition("/")
+        title = f"{words(measure)} of {group}" if group in PARTS else f"{words(group)}: {words(measure)}"
+        curves = {index: run.monitor[name] for index, run in enumerate(runs) if name in run.monitor}
+        panels[title, ABOUT.get(measure, "")] = curves
+    for name in ("online_accuracy", "gradient_norm", "learning_rate", "images_per_second"):
+        curves = {index: run.training[name] for index, run in enumerate(runs) if name in run.training}
+        if curves:
+            panels[words(name), TRAINING.get(name, "")] = curves
+    return panels
+
+
+def last_values(run: Run) -> dict[str, str]:
+    """The last values of a run by name, for a table."""
+    found = {"last step": f"{run.last_step:,}", "last loss": f"{run.training['loss'].last:.4g}"}
+    found["chance line of the loss"] = f"{run.chance:.4g}"
+    for name in ("online_accuracy", "gradient_norm", "images_per_second"):
+        if name in run.training:
+            found[words(name)] = f"{run.training[name].last:,.4g}"
+    for name, curve in run.monitor.items():
+        if "/" in name:
+            found[words(name)] = f"{curve.last:,.4g}"
+    if run.probe:
+        for row, scores in run.probe.scores.items():
+            if "top1" in scores:
+                found[f"probe, {row}, all labels, %"] = f"{100 * scores['top1']:.1f}"
+            if "knn" in scores:
+                found[f"probe, {row}, k-NN, %"] = f"{100 * scores['knn']:.1f}"
+    return found
