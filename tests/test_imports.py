@@ -17,7 +17,7 @@ LAYERS = [
     {"pretrain", "encoder"},
     {"evaluation.baselines", "evaluation.embeddings"},
     {"evaluation.protocol"},
-    {"main", "probe", "__main__", "collapse.__main__"},
+    {"main", "probe", "__main__", "collapse.__main__", "report"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NO_FLAX = PLAIN | {"losses", "collapse", "toy"}

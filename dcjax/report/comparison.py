@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from dcjax.report import html, measures
+from dcjax.report.escape import text
 from dcjax.report.figures import Level, line, spectrum_figure, steps_figure
 from dcjax.report.finding import Finding
-from dcjax.report.html import text
 from dcjax.report.record import PARTS, Run
 from dcjax.report.sections import Detail
 from dcjax.report.svg import Sheet

@@ -106,8 +106,9 @@ def steps_figure(
         axes.set_xlabel("step")
         _finish(axes)
 
-    return sheet.draw(paint, label=f"{title} over steps{' (logarithmic scale)' if log else ''}: "
-                      + _described(lines, levels), size=size)  # fmt: skip
+    scale = " (logarithmic scale)" if log else ""
+    label = f"{title} over steps{scale}: {_described(lines, levels)}"
+    return sheet.draw(paint, kind=f"steps{scale}", label=label, size=size)
 
 
 def spectrum_figure(sheet: Sheet, title: str, spectra: dict[str, tuple[np.ndarray, int]], points: int) -> str:
@@ -136,7 +137,8 @@ def spectrum_figure(sheet: Sheet, title: str, spectra: dict[str, tuple[np.ndarra
         _finish(axes)
 
     counts = ", ".join(f"{label}: {collapsed(values)} of {len(values)}" for label, (values, _) in spectra.items())
-    return sheet.draw(paint, label=f"{title}; directions at or below 1e-6 of the largest: {counts}", size=SIZE)
+    label = f"{title}; directions at or below 1e-6 of the largest: {counts}"
+    return sheet.draw(paint, kind="spectrum", label=label, size=SIZE)
 
 
 def heat_map(sheet: Sheet, part: str, looks: Sequence[Look], *, most_steps: int, most_ranks: int) -> str:
@@ -170,7 +172,7 @@ def heat_map(sheet: Sheet, part: str, looks: Sequence[Look], *, most_steps: int,
         f"Heat map of the spectrum of {part}: {alive[0]} of {dim} directions above 1e-6 of the largest at step "
         f"{steps[0]}, {alive[-1]} at step {steps[-1]}"
     )
-    return sheet.draw(paint, label=label, size=WIDE)
+    return sheet.draw(paint, kind="map", label=label, size=WIDE)
 
 
 def palette() -> list[str]:

@@ -1,27 +1,16 @@
-"""Pieces of HTML. Every text that may come from a run is clipped and escaped here."""
+"""Pieces of HTML; every text that may come from a run goes through `dcjax.report.escape.text`."""
 
-import html
 import json
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from dcjax.report.escape import text
 from dcjax.report.figures import FLOOR, colour, palette
-
-MAX_TEXT = 400  # characters of a text from a run
-# Control characters, those that change the direction of the text around them, and halves of surrogate pairs, which
-# stand for the bytes of a file name that are no UTF-8.
-_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def text(value: object, most: int = MAX_TEXT) -> str:
-    """A text from anywhere as HTML, at most `most` characters of it."""
-    words = value if isinstance(value, str) else str(value)
-    return html.escape(_UNPRINTABLE.sub("\ufffd", words[:most]) + (" ..." if len(words) > most else ""))
 
 
 def value_text(value: Any) -> str:
     """A config value as HTML."""
+    value = float(f"{value:.12g}") if isinstance(value, float) else value
     return text(value if isinstance(value, str) and value else json.dumps(value, default=str), 120)
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from dcjax.runtime.errors import SettingError
 
 MAX_BYTES = 200_000_000  # of a file that is read at all
+MAX_NUMBER = 1e60  # larger ones would overflow in a figure; float32 ends at 3e38
 MAX_NAMED = 5  # line numbers that a note lists
 
 
@@ -62,13 +62,10 @@ def parse_json(text: str) -> Any:
 
 
 def number(value: Any) -> float | None:
-    """The value as a float if it is a finite number (not a bool), else None."""
+    """The value as a float if it is a number (not a bool) of at most `MAX_NUMBER`, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an int beyond the floats
-        return None
+    return float(value) if abs(value) <= MAX_NUMBER else None  # no comparison with NaN holds
 
 
 def whole(value: Any) -> int | None:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import dcjax
 from dcjax.report import html
 from dcjax.report.comparison import comparison
+from dcjax.report.escape import text
 from dcjax.report.finding import finding
-from dcjax.report.html import text
 from dcjax.report.record import Run
 from dcjax.report.sections import detail_for, raw_data, run_section
 from dcjax.report.style import CSS

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from dcjax.report import html, measures
+from dcjax.report.escape import text
 from dcjax.report.figures import SIZE, WIDE, Level, evenly, heat_map, line, spectrum_figure, steps_figure
 from dcjax.report.finding import Finding
-from dcjax.report.html import text
 from dcjax.report.lines import Curve
 from dcjax.report.record import PARTS, Run
 from dcjax.report.svg import Sheet
@@ -284,5 +284,5 @@ def raw_data(run: Run, most: int) -> str:
     if len(found) > most:
         found = text(head, max(most // 8, 0))  # a character has at most 8 after it is escaped
     thinned = f"{kept} of {len(rows)}" if kept < len(rows) else "all"
-    words = f"Raw data: config, command, probe, {thinned} lines of metrics.jsonl"
-    return f'<details><summary>{words}</summary><pre class="raw" tabindex="0">{found}</pre></details>'
+    words = f"Config, command, probe, {thinned} lines of metrics.jsonl"
+    return f'<h3>Raw data</h3><details><summary>{words}</summary><pre class="raw" tabindex="0">{found}</pre></details>'

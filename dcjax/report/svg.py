@@ -15,6 +15,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from dcjax.report.escape import text
+
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "dcjax",  # the same runs give the same bytes
@@ -36,7 +38,6 @@ STYLE: Any = {
 _SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 _DROPPED = {"metadata", "title", "desc"}
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-_POINTS = re.compile(r"M (-?[\d.e-]+) (-?[\d.e-]+) (?:\n?L -?[\d.e-]+ -?[\d.e-]+ ?)+")
 
 
 class Sheet:
@@ -44,36 +45,35 @@ class Sheet:
 
     def __init__(self) -> None:
         self._classes: dict[str, str] = {}
+        self._axes: dict[tuple[str, tuple[float, float]], Any] = {}
         self._figures = 0
 
-    def draw(self, paint: Callable[[Any], None], *, label: str, size: tuple[float, float]) -> str:
+    def draw(self, paint: Callable[[Any], None], *, kind: str, label: str, size: tuple[float, float]) -> str:
         """A figure as an `<svg>` element.
 
         Args:
-          paint: draws on the axes that it is given.
+          paint: draws lines or images on the axes that it is given.
+          kind: figures of one kind and size use the same axes, one after the other, since most of the time goes into
+            making axes and ticks; what `paint` sets of them must be the same for the kind, or set by every figure.
           label: a description for readers who do not see it.
           size: width and height in inches; the page scales the figure to its column.
         """
         with matplotlib.rc_context(STYLE):
-            figure = Figure(figsize=size)
-            canvas = FigureCanvasSVG(figure)
-            width, height = size
-            margins = {
-                "left": 0.52 / width,
-                "right": 1 - 0.09 / width,
-                "bottom": 0.4 / height,
-                "top": 1 - 0.08 / height,
-            }
-            paint(figure.add_axes((margins["left"], margins["bottom"], margins["right"] - margins["left"],
-                                   margins["top"] - margins["bottom"])))  # fmt: skip
-            figure.patch.set_visible(False)
-            text = io.StringIO()
-            canvas.print_svg(text, metadata={"Date": None, "Creator": None})
+            if (kind, size) not in self._axes:
+                self._axes[kind, size] = _new_axes(*size)
+            axes = self._axes[kind, size]
+            paint(axes)
+            drawn = io.StringIO()
+            FigureCanvasSVG(axes.figure).print_svg(drawn, metadata={"Date": None, "Creator": None})
+            for artist in (*axes.lines, *axes.images):
+                artist.remove()
+            axes.relim()
+            axes.autoscale(True)
         self._figures += 1
-        root = ElementTree.fromstring(text.getvalue())
+        root = ElementTree.fromstring(drawn.getvalue())
         names = {name: f"f{self._figures}-{index}" for index, name in enumerate(_references(root))}
         inside = "".join(self._element(child, names) for child in root)
-        return f'<svg role="img" aria-label="{escape(label)}" viewBox="{root.get("viewBox")}">{inside}</svg>'
+        return f'<svg role="img" aria-label="{text(label)}" viewBox="{root.get("viewBox")}">{inside}</svg>'
 
     def css(self) -> str:
         """The rules of the classes that the figures use."""
@@ -119,6 +119,15 @@ class Sheet:
     def _class(self, style: str) -> str:
         style = re.sub(r"\s*([:;])\s*", r"\1", style)
         return self._classes.setdefault(style, f"s{len(self._classes)}")
+
+
+def _new_axes(width: float, height: float) -> Any:
+    """Axes on a figure of this size in inches, with room for the labels of the ticks."""
+    figure = Figure(figsize=(width, height))
+    figure.patch.set_visible(False)
+    left, bottom, right, top = 0.52, 0.4, 0.09, 0.08
+    inside = (left / width, bottom / height, 1 - (left + right) / width, 1 - (bottom + top) / height)
+    return figure.add_axes(inside)
 
 
 def _references(root: ElementTree.Element) -> list[str]:
