@@ -23,6 +23,7 @@ STYLE: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with Matplotlib; the page replaces it
     "font.size": 8,
+    "axes.facecolor": "none",
     "axes.linewidth": 0.6,
     "axes.edgecolor": "#888888",
     "axes.spines.top": False,
