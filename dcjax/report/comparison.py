@@ -35,7 +35,7 @@ def _figures(sheet: Sheet, runs: Sequence[Run], names: Sequence[str], detail: De
     """The figures, and how many measures were left out."""
     points = detail.points
     lines = [line(name, run.training["loss"], i, points) for i, (name, run) in enumerate(zip(names, runs, strict=True))]
-    chances = {run.chance: i for i, run in reversed(list(enumerate(runs)))}
+    chances = {run.chance: i for i, run in reversed(list(enumerate(runs))) if run.chance is not None}
     levels = [
         Level(f"chance line of {names[i]}", value, None if len(chances) == 1 else i) for value, i in chances.items()
     ]
@@ -51,10 +51,10 @@ def _figures(sheet: Sheet, runs: Sequence[Run], names: Sequence[str], detail: De
             title = f"last spectrum of {part}"
             figures.append(html.figure(title, "share of the largest", spectrum_figure(sheet, title, spectra, points)))
     panels = measures.comparison_panels(list(runs))
-    for (title, about), curves in list(panels.items())[: measures.MAX_PANELS]:
+    for (title, about), curves in list(panels.items())[: detail.compared]:
         overlaid = [line(names[i], curve, i, points) for i, curve in curves.items()]
         figures.append(html.figure(title, about, steps_figure(sheet, title, overlaid)))
-    return figures, max(len(panels) - measures.MAX_PANELS, 0)
+    return figures, max(len(panels) - detail.compared, 0)
 
 
 def _last_values(runs: Sequence[Run], names: Sequence[str], found: Sequence[Finding]) -> str:

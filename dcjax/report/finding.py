@@ -15,6 +15,7 @@ WORDS = {
     "undetermined": "cannot be judged from so few rows",
 }
 PART_WORDS = {"r": "the representation r", "z": "the embedding z"}
+MAX_ADVICE = 3
 LEARNT = 0.98  # a loss above this share of its chance line tells hardly more than nothing
 
 
@@ -57,10 +58,15 @@ def finding(run: Run) -> Finding:
     bad = [part for part, kind in kinds.items() if kind in ("dimensional", "complete")]
     tone: Tone = "bad" if bad else "unknown" if "undetermined" in kinds.values() else "good"
     advice = list(run.advice)
+    if not advice:  # the monitor gives a warning only once
+        given = list(run.warnings.items())[-MAX_ADVICE:]
+        advice = [f"Warning at step {steps[-1]:,}: {words}" for words, steps in given]
     if not advice and bad:
         advice = [f"{look_closer} shows the collapsed directions and names the cause where it can be told."]
     if not advice and tone == "unknown":
         advice = [f"{look_closer} with more rows than dimensions (a larger test split) can tell."]
+    if not advice and not run.probe:
+        advice = [f"dcjax probe {run.folder} scores the frozen encoder."]
     if source == "the spectra alone":
         reasons.insert(0, "No monitor's verdict is in the log, so this one rests on the spectra alone.")
     words = {part: _SHORT[kind] for part, kind in kinds.items()}
@@ -87,7 +93,10 @@ def _counts(run: Run) -> list[str]:
 def _loss(run: Run) -> str:
     """A sentence on the last loss and its chance line."""
     loss, chance = run.training["loss"].last, run.chance
-    words = f"The loss is {loss:.3f} at step {run.last_step:,}; a run that learns nothing stays at {chance:.3f}."
+    words = f"The loss is {loss:.3f} at step {run.last_step:,}."
+    if chance is None:
+        return words
+    words = f"{words[:-1]}; a run that learns nothing stays at {chance:.3f}."
     if loss > LEARNT * chance:
         words += " This run is there: the loss tells the candidates hardly apart."
     return words

@@ -3,7 +3,7 @@
 from dcjax.report.lines import Curve
 from dcjax.report.record import PARTS, Run
 
-MAX_PANELS = 24
+MAX_PANELS = 32
 MAX_CURVES = 12  # of one panel
 GRADIENTS = "gradient_norm/"
 
@@ -13,13 +13,19 @@ ABOUT = {
     "rankme": "dimensions in use, from the singular values; higher is better",
     "participation_ratio": "dimensions in use, weighted to the largest; higher is better",
     "stable_rank": "total variance over the largest one; higher is better",
-    "collapsed_dimensions": "directions at or below a millionth of the largest; 0 is best",
+    "collapsed": "directions at or below a millionth of the largest; 0 is best",
+    "lost": "those of the collapsed directions that are no single dead column",
+    "unit_std": "spread of the columns of unit rows; 1 where they spread evenly, 0 for a point",
+    "mean_cosine": "mean cosine of two rows",
+    "alpha_req": "exponent of the spectrum's decay; about 1 is called healthy",
     "alignment": "mean squared distance of positives; lower is better",
     "uniformity": "log of the mean Gaussian potential; lower is better",
     "positive_similarity": "mean cosine of the two views of an image",
     "negative_similarity": "mean cosine of two images",
-    "negative": "below 0, the theory expects directions to shrink",
 }
+HIDDEN = {"dim"}  # does not change
+# The measures that a comparison draws first, before others are left out.
+FIRST = ("effective_rank", "collapsed", "alignment", "uniformity", "positive_similarity", "negative_similarity", "lost")
 TRAINING = {
     "online_accuracy": "of the classifier on r that is trained alongside",
     "online_loss": "of that classifier",
@@ -39,7 +45,7 @@ def monitor_panels(run: Run) -> dict[tuple[str, str], dict[str, Curve]]:
     panels: dict[tuple[str, str], dict[str, Curve]] = {}
     for name, curve in run.monitor.items():
         group, slash, measure = name.partition("/")
-        if not slash:
+        if not slash or measure in HIDDEN:
             continue
         title = words(measure) if group in PARTS else f"{words(group)}: {words(measure)}"
         panels.setdefault((title, ABOUT.get(measure, "")), {})[group] = curve
@@ -64,24 +70,25 @@ def gradient_curves(run: Run) -> dict[str, Curve]:
 def comparison_panels(runs: list[Run]) -> dict[tuple[str, str], dict[int, Curve]]:
     """The figures that overlay the runs: (title, about) to the curves by the index of the run."""
     panels: dict[tuple[str, str], dict[int, Curve]] = {}
-    names = {name: None for run in runs for name in run.monitor if "/" in name}
-    order = list({name.partition("/")[2]: None for name in names})  # so that r and z of a measure are neighbours
+    for name in ("online_accuracy", "gradient_norm", "images_per_second", "learning_rate"):
+        curves = {index: run.training[name] for index, run in enumerate(runs) if name in run.training}
+        if curves:
+            panels[words(name), TRAINING.get(name, "")] = curves
+    names = {name: None for run in runs for name in run.monitor if "/" in name and name.partition("/")[2] not in HIDDEN}
+    order = list(dict.fromkeys([*FIRST, *(name.partition("/")[2] for name in names)]))  # r and z of one are neighbours
     for name in sorted(names, key=lambda name: order.index(name.partition("/")[2])):
         group, _, measure = name.partition("/")
         title = f"{words(measure)} of {group}" if group in PARTS else f"{words(group)}: {words(measure)}"
         curves = {index: run.monitor[name] for index, run in enumerate(runs) if name in run.monitor}
         panels[title, ABOUT.get(measure, "")] = curves
-    for name in ("online_accuracy", "gradient_norm", "learning_rate", "images_per_second"):
-        curves = {index: run.training[name] for index, run in enumerate(runs) if name in run.training}
-        if curves:
-            panels[words(name), TRAINING.get(name, "")] = curves
     return panels
 
 
 def last_values(run: Run) -> dict[str, str]:
     """The last values of a run by name, for a table."""
     found = {"last step": f"{run.last_step:,}", "last loss": f"{run.training['loss'].last:.4g}"}
-    found["chance line of the loss"] = f"{run.chance:.4g}"
+    if run.chance is not None:
+        found["chance line of the loss"] = f"{run.chance:.4g}"
     for name in ("online_accuracy", "gradient_norm", "images_per_second"):
         if name in run.training:
             found[words(name)] = f"{run.training[name].last:,.4g}"

@@ -1,5 +1,6 @@
 """The page of a report: one file of HTML without scripts, fonts or files from elsewhere."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -9,13 +10,13 @@ from dcjax.report.comparison import comparison
 from dcjax.report.escape import text
 from dcjax.report.finding import finding
 from dcjax.report.record import Run
-from dcjax.report.sections import detail_for, raw_data, run_section
+from dcjax.report.sections import Detail, detail_for, raw_data, run_section
 from dcjax.report.style import CSS
 from dcjax.report.svg import Sheet
 from dcjax.runtime.errors import SettingError
 
 MAX_PAGE = 490_000  # bytes
-MAX_RUNS = 12
+MAX_RUNS = 10
 MAX_RAW = 60_000  # characters of one run's raw data
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
@@ -28,8 +29,19 @@ def page(runs: Sequence[Run]) -> str:
     """
     if len(runs) > MAX_RUNS:
         raise SettingError(f"a report holds at most {MAX_RUNS} runs, found {len(runs)}; write several reports")
-    sheet, detail = Sheet(), detail_for(len(runs))
-    names = run_names(runs)
+    detail = detail_for(len(runs))
+    for coarser in (1, 2, 4):
+        whole = _page(runs, dataclasses.replace(
+            detail, points=max(detail.points // coarser, 20), compared=detail.compared // coarser
+        ))  # fmt: skip
+        if len(whole) <= MAX_PAGE:
+            return whole
+    raise SettingError(f"the report on {len(runs)} run(s) would have {len(whole) // 1000} kB; name fewer runs")
+
+
+def _page(runs: Sequence[Run], detail: Detail) -> str:
+    """The page at some detail; it is as large as its figures need, and raw data fill it up to `MAX_PAGE`."""
+    sheet, names = Sheet(), run_names(runs)
     found = [finding(run) for run in runs]
     title = f"dcjax report: {names[0]}" if len(runs) == 1 else f"dcjax report: {len(runs)} runs"
     parts = [comparison(sheet, runs, names, found, detail)] if len(runs) > 1 else []
@@ -50,10 +62,7 @@ def page(runs: Sequence[Run]) -> str:
     raw = max(min(MAX_RAW, room // len(runs)), 0)
     for index, run in enumerate(runs, len(parts) - len(runs)):
         parts[index] += raw_data(run, raw - 500) + "</section>\n"
-    whole = _ascii(head + "".join(parts) + foot)
-    if len(whole) > MAX_PAGE:
-        raise SettingError(f"the report on {len(runs)} run(s) would have {len(whole) // 1000} kB; name fewer runs")
-    return whole
+    return _ascii(head + "".join(parts) + foot)
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:

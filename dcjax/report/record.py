@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from dcjax.config import CONFIG_FILE, read_config
+from dcjax.config import COMMAND_FILE, CONFIG_FILE, read_config
 from dcjax.report.lines import MAX_BYTES, Curve, curves, number, parse_json, read_lines, read_text, whole
 from dcjax.runtime.errors import SettingError
 from dcjax.schema import Config, flatten
 
 # Named here as well because the modules that write them load JAX; a test compares the names.
-METRICS_FILE, SPECTRUM_FILE, PROBE_FILE = "metrics.jsonl", "spectrum.npz", "probe.json"
-SPECTRA_FILE, COMMAND_FILE = "spectra.jsonl", "command.json"
+METRICS_FILE, SPECTRA_FILE, SPECTRUM_FILE, PROBE_FILE = "metrics.jsonl", "spectra.jsonl", "spectrum.npz", "probe.json"
 
 PARTS = ("r", "z")  # the representation and the embedding
 MAX_DIM = 65_536  # of a spectrum that is read
@@ -97,12 +96,13 @@ class Run:
         return int(max(curve.steps[-1] for curve in self.training.values()))
 
     @property
-    def chance(self) -> float:
-        """The loss that tells no candidate from another: ln of the number of candidates of the run's loss."""
+    def chance(self) -> float | None:
+        """The loss that tells no candidate from another, as `dcjax.losses.chance_loss`; None if the loss has none."""
         if "chance" in self.monitor:
             return self.monitor["chance"].last
         n = self.config.batch_size
-        return math.log(2 * n - 1 if self.config.loss.name == "nt_xent" else n)
+        candidates = {"info_nce": n, "nt_xent": 2 * n - 1}.get(self.config.loss.name)
+        return math.log(candidates) if candidates else None
 
     @property
     def differences(self) -> dict[str, tuple[Any, Any]]:
@@ -198,7 +198,9 @@ def _monitor(
     advice: tuple[str, ...] = ()
     warnings: dict[str, list[int]] = {}
     for row in rows:
-        texts = [text for text in _items(row.get("warnings")) if isinstance(text, str) and text.strip()]
+        given = row.get("warnings")
+        texts = list(given.values()) if isinstance(given, dict) else given if isinstance(given, list) else []
+        texts = [text for text in texts if isinstance(text, str) and text.strip()]
         for text in texts:
             warnings.setdefault(text, []).append(row["step"])
         verdict = row.get("verdict")
@@ -212,10 +214,6 @@ def _monitor(
     found, skipped = curves(scalars, f"{METRICS_FILE}, monitor")
     notes += skipped
     return found, kinds, advice, warnings
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
 
 
 def _optional(file: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:

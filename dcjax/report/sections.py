@@ -29,6 +29,7 @@ class Detail:
       looks: spectra over time, as small figures.
       map_steps, map_ranks: pixels of a heat map.
       panels: whether each run's section draws the panels that the comparison draws too.
+      compared: panels of the comparison.
     """
 
     points: int
@@ -36,6 +37,7 @@ class Detail:
     map_steps: int
     map_ranks: int
     panels: bool
+    compared: int = measures.MAX_PANELS
 
 
 def detail_for(runs: int) -> Detail:
@@ -43,8 +45,8 @@ def detail_for(runs: int) -> Detail:
     if runs <= 2:
         return Detail(points=240, looks=7, map_steps=80, map_ranks=96, panels=True)
     if runs <= 4:
-        return Detail(points=160, looks=4, map_steps=64, map_ranks=80, panels=True)
-    return Detail(points=600 // runs, looks=2, map_steps=40, map_ranks=48, panels=False)
+        return Detail(points=180, looks=4, map_steps=64, map_ranks=80, panels=False)
+    return Detail(points=600 // runs, looks=2, map_steps=40, map_ranks=48, panels=False, compared=14)
 
 
 def run_section(sheet: Sheet, run: Run, name: str, found: Finding, detail: Detail, *, index: int) -> str:
@@ -137,16 +139,16 @@ def panel(
     return html.figure(title, about, steps_figure(sheet, title, lines, levels=levels, norms=norms, size=size), names)
 
 
-def chance_words(run: Run) -> str:
-    """The label of a run's chance line."""
-    return f"chance, ln({round(math.exp(min(run.chance, 30))):,}) = {run.chance:.3f}"
+def chance_level(chance: float) -> Level:
+    """The chance line of a loss."""
+    return Level(f"chance, ln({round(math.exp(min(chance, 30))):,}) = {chance:.3f}", chance)
 
 
 def _training(sheet: Sheet, run: Run, detail: Detail) -> str:
-    level = Level(chance_words(run), run.chance)
-    about = "a run at its chance line learns nothing"
+    levels = () if run.chance is None else (chance_level(run.chance),)
+    about = "a run at its chance line learns nothing" if levels else ""
     wide: dict[str, Any] = {"size": WIDE}
-    figures = [panel(sheet, "loss", about, {"loss": run.training["loss"]}, detail.points, levels=(level,), **wide)]
+    figures = [panel(sheet, "loss", about, {"loss": run.training["loss"]}, detail.points, levels=levels, **wide)]
     gradients = measures.gradient_curves(run)
     if gradients:
         about = "by part of the network" if len(gradients) > 1 else "of all parameters; the log has none by part"
@@ -170,6 +172,12 @@ def _measures(sheet: Sheet, run: Run, detail: Detail) -> str:
         panel(sheet, *names, curves, detail.points) for names, curves in list(panels.items())[: measures.MAX_PANELS]
     ]
     left = len(panels) - len(figures)
+    if "loss" in run.monitor:
+        chance = run.monitor.get("loss_chance")
+        levels = () if chance is None else (chance_level(chance.last),)
+        about = "without an effect on the training"
+        curves = {"loss of the looks": run.monitor["loss"]}
+        figures.append(panel(sheet, "loss of the looks", about, curves, detail.points, levels=levels))
     more = html.paragraph(f"{left} more measures are not drawn.", "soft") if left > 0 else ""
     return f"<h3>Measures over time</h3>{html.grid(figures)}{more}"
 

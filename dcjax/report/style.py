@@ -44,7 +44,8 @@ svg text { font-family: var(--sans) !important; }
 .legend { font: .8rem/1.5 var(--sans); margin: .1rem 0;
   max-width: none; }
 .legend span { display: inline-block; margin-right: .9rem; overflow-wrap: anywhere; }
-.legend svg { width: 30px; height: 10px; margin-right: .3rem; padding: 1px 2px; background: var(--plot); border-radius: 2px; }
+.legend svg { width: 30px; height: 10px; margin-right: .3rem; padding: 1px 2px; background: var(--plot);
+  border-radius: 2px; }
 .key { display: flex; align-items: center; gap: .5rem; max-width: 30rem; margin: .4rem 0 .8rem;
   font: .8rem var(--sans); }
 .key i { flex: 1; height: 12px; }

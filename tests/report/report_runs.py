@@ -10,6 +10,7 @@ from dcjax.config import write_config
 from dcjax.schema import Config, with_values
 
 DIGITS = {"batch_size": 128, "total_steps": 300, "data.name": "digits", "data.test_split": "test", "projector.d0": 16}
+MORE = ("rankme", "participation_ratio", "stable_rank", "alpha_req", "unit_std", "mean_cosine", "lost")
 PARTS = ["encoder.stem", *(f"encoder.stage{i}" for i in range(1, 5)), "projector.dense"]
 
 
@@ -96,18 +97,24 @@ def spectra_at(done: float, dims: tuple[int, int], dead: int) -> dict[str, np.nd
 
 def monitor_line(step: int, spectra: dict[str, np.ndarray], chance: float, noise: np.random.Generator) -> dict:
     """A line of the monitor on these spectra."""
-    values, verdict, warnings = {"chance": chance}, {}, []
+    values, verdict, warnings = {"chance": chance, "loss": 0.6 * chance, "loss_chance": chance + 0.3}, {}, {}
     for part, eigenvalues in spectra.items():
         share = eigenvalues / eigenvalues.sum()
         gone = int((eigenvalues <= 1e-6 * eigenvalues[0]).sum())
         values |= {f"{part}/effective_rank": float(np.exp(-(share * np.log(share)).sum()))}
-        values |= {f"{part}/collapsed_dimensions": gone, f"{part}/alignment": 0.5 + 0.1 * noise.random()}
+        values |= {
+            f"{part}/collapsed": gone,
+            f"{part}/dim": len(share),
+            f"{part}/alignment": 0.5 + 0.1 * noise.random(),
+        }
         values |= {f"{part}/uniformity": -2.5 + 0.1 * noise.random(), f"{part}/positive_similarity": 0.8}
         values |= {f"{part}/negative_similarity": 0.05 + 0.02 * noise.random()}
         verdict[part] = "dimensional" if gone else "none"
         if gone:
-            warnings.append(f"{part} has collapsed in {gone} of {len(share)} directions: try a lower learning rate")
-    values |= {"forecast/negative": float(step % 3), "projector/alignment": 0.7 + 0.01 * noise.random()}
+            words = f"{part} has lost {gone} of its {len(share)} directions: try a lower learning rate"
+            warnings[f"{part}/dimensional"] = words
+    values |= {f"{part}/{name}": 1 + noise.random() for part in spectra for name in MORE}
+    values |= {"projector/alignment": 0.7 + 0.01 * noise.random()}
     return {"step": step, "monitor": values, "verdict": verdict, "warnings": warnings}
 
 

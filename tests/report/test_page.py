@@ -83,7 +83,7 @@ def test_one_run_has_all_of_its_parts(single):
     ]  # fmt: skip
     words = " ".join(parsed.texts)
     assert "The representation r has collapsed in some dimensions; the embedding z has not collapsed." in words
-    assert "6 of 64 directions: try a lower learning rate" in words
+    assert "6 of its 64 directions: try a lower learning rate" in words
     assert "dcjax main --config=configs/quickstart.py --config.seed=2" in words
     assert "chance, ln(128) = 4.852" in words
     assert "96.3 ± 0.3" in words
@@ -122,7 +122,10 @@ def test_everything_from_a_run_is_escaped(tmp_path):
             json.dumps({"step": 5, HOSTILE: 1.0, f"gradient_norm/{HOSTILE}": 1.0, "loss": 2.0, "x": HOSTILE}) + "\n"
         )
     (folder / "probe.json").write_text(json.dumps({"scores": {HOSTILE: {"top1": 0.5}}}))
-    runs = [read_run(str(folder)), read_run(str(write_run(tmp_path / "']]><svg onload=x>", steps=3, lines=1, looks=1)))]
+    runs = [
+        read_run(str(folder)),
+        read_run(str(write_run(tmp_path / "']]><svg onload=x>", steps=3, lines=1, monitor=False))),
+    ]
     text = page(runs)
     assert "img" not in check_safe(text).tags
     assert "&lt;script&gt;" in text
@@ -168,7 +171,7 @@ def test_figures_share_their_styles_and_have_ids_of_their_own():
     sheet = Sheet()
 
     def paint(axes):
-        axes.plot([0, 1], [0, 1], clip_on=True)
+        axes.plot([0, 1], [0, 1], color="black")
 
     one, two = (sheet.draw(paint, kind="lines", label='"<&', size=(3, 2)) for _ in range(2))
     assert one != two

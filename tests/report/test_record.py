@@ -10,13 +10,14 @@ from report_runs import write_lines, write_run
 
 from dcjax.collapse.ranks import TOLERANCE
 from dcjax.evaluation.protocol import RESULTS_FILE
+from dcjax.losses.contrastive import chance_loss
 from dcjax.pretrain import SPECTRUM_FILE
 from dcjax.report import lines, record
 from dcjax.report.figures import COLLAPSED, thin
 from dcjax.report.finding import finding
 from dcjax.report.record import read_run, read_runs
 from dcjax.runtime.errors import SettingError
-from dcjax.training.metrics import METRICS_FILE
+from dcjax.training.metrics import METRICS_FILE, SPECTRA_FILE
 
 
 def append(path, text):
@@ -32,7 +33,8 @@ def message(*folders):
 
 
 def test_the_names_are_those_of_the_modules_that_write_them():
-    assert (record.METRICS_FILE, record.SPECTRUM_FILE, record.PROBE_FILE) == (METRICS_FILE, SPECTRUM_FILE, RESULTS_FILE)
+    assert (record.METRICS_FILE, record.SPECTRA_FILE) == (METRICS_FILE, SPECTRA_FILE)
+    assert (record.SPECTRUM_FILE, record.PROBE_FILE) == (SPECTRUM_FILE, RESULTS_FILE)
     assert COLLAPSED == TOLERANCE
 
 
@@ -48,7 +50,7 @@ def test_a_whole_run(tmp_path):
     assert "gradient_norm/encoder.stem" in run.training
     assert run.kinds == {"r": "dimensional", "z": "none"}
     assert len(run.advice) == 1
-    assert "5 of 64" in run.advice[0]
+    assert "5 of its 64" in run.advice[0]
     assert [look.step for look in run.looks][:2] == [1, 25]
     assert run.ended
     assert len(run.final["r"]) == 64
@@ -78,7 +80,20 @@ def test_the_verdict_without_a_monitor_is_that_of_the_spectra(tmp_path):
 
 def test_each_loss_has_its_own_chance_line(tmp_path):
     run = read_run(str(write_run(tmp_path / "run", monitor=False, loss__name="nt_xent")))
-    assert run.chance == pytest.approx(math.log(255))
+    assert run.chance == chance_loss("nt_xent", 128) == pytest.approx(math.log(255))
+    run = read_run(str(write_run(tmp_path / "other", monitor=False, loss__name="of_my_own")))
+    assert run.chance is None
+    assert "stays at" not in " ".join(finding(run).reasons)
+
+
+def test_a_warning_that_was_given_once_stays_the_advice(tmp_path):
+    folder = write_run(tmp_path / "run", looks=2)
+    rows = [{"step": 40, "monitor": {}, "verdict": {"z": "none"}, "warnings": {"chance": "Try a lower rate"}}]
+    rows += [{"step": 50, "monitor": {}, "verdict": {"z": "none"}, "warnings": {}}]
+    write_lines(folder / METRICS_FILE, [{"step": 50, "loss": 4.0}, *rows])
+    found = finding(read_run(str(folder)))
+    assert found.short == "z: no collapse"
+    assert found.next == ("Warning at step 40: Try a lower rate",)
 
 
 def test_a_loss_at_its_chance_line_is_said(tmp_path):
