@@ -27,7 +27,10 @@ def main(argv: Sequence[str]) -> None:
     from dcjax.report.page import page, run_names
     from dcjax.report.record import read_runs
 
-    runs = read_runs(flags.runs)
+    try:
+        runs = read_runs(flags.runs)
+    except OSError as error:  # of a folder that may not be searched
+        raise SettingError(f"{error.filename} cannot be read ({error.strerror})") from error
     text = page(runs)
     try:
         replace_text(flags.out, text)

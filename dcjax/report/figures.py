@@ -142,10 +142,16 @@ def spectrum_figure(sheet: Sheet, title: str, spectra: dict[str, tuple[np.ndarra
 
 
 def heat_map(sheet: Sheet, part: str, looks: Sequence[Look], *, most_steps: int, most_ranks: int) -> str:
-    """The spectrum of a part over time as an image: step to the right, rank upwards, log10 of the share as colour."""
-    found = [(look.step, relative(look.spectra[part])) for look in looks if part in look.spectra]
-    dim = max(len(values) for _, values in found)
-    found = [(step, values) for step, values in found if len(values) == dim]
+    """The spectrum of a part over time as an image: step to the right, rank upwards, log10 of the share as colour.
+
+    Args:
+      sheet: the page's figures.
+      part: "r" or "z".
+      looks: two or more, as `mappable` returns them.
+      most_steps, most_ranks: the most pixels in each direction.
+    """
+    found = [(look.step, relative(look.spectra[part])) for look in looks]
+    dim = len(found[0][1])
     steps = np.array([step for step, _ in found])
     wanted = np.linspace(steps[0], steps[-1], min(most_steps, len(steps)))
     columns = [int(np.abs(steps - step).argmin()) for step in wanted]
@@ -173,6 +179,13 @@ def heat_map(sheet: Sheet, part: str, looks: Sequence[Look], *, most_steps: int,
         f"{steps[0]}, {alive[-1]} at step {steps[-1]}"
     )
     return sheet.draw(paint, kind="map", label=label, size=WIDE)
+
+
+def mappable(looks: Sequence[Look], part: str) -> list[Look]:
+    """The looks at a part with as many dimensions as the last one, where there are two or more; else none."""
+    found = [look for look in looks if part in look.spectra]
+    found = [look for look in found if len(look.spectra[part]) == len(found[-1].spectra[part])]
+    return found if len(found) > 1 else []
 
 
 def palette() -> list[str]:

@@ -16,7 +16,7 @@ ABOUT = {
     "collapsed": "directions at or below a millionth of the largest; 0 is best",
     "lost": "those of the collapsed directions that are no single dead column",
     "unit_std": "spread of the columns of unit rows; 1 where they spread evenly, 0 for a point",
-    "mean_cosine": "mean cosine of two rows",
+    "mean_cosine": "of two rows of the same view",
     "alpha_req": "exponent of the spectrum's decay; about 1 is called healthy",
     "alignment": "mean squared distance of positives; lower is better",
     "uniformity": "log of the mean Gaussian potential; lower is better",

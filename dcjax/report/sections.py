@@ -10,7 +10,7 @@ import numpy as np
 
 from dcjax.report import html, measures
 from dcjax.report.escape import text
-from dcjax.report.figures import SIZE, WIDE, Level, evenly, heat_map, line, spectrum_figure, steps_figure
+from dcjax.report.figures import SIZE, WIDE, Level, evenly, heat_map, line, mappable, spectrum_figure, steps_figure
 from dcjax.report.finding import Finding
 from dcjax.report.lines import Curve
 from dcjax.report.record import PARTS, Run
@@ -85,7 +85,7 @@ def verdict(found: Finding) -> str:
 
 def _reproduce(run: Run) -> str:
     if run.command:
-        lines = [f"<h3>Reproduce</h3><pre><code>{text(run.command.text, 4000)}</code></pre>"]
+        code, why = run.command.text, ""
         base = run.command.config
         same = f"The config is {base} as it stands."
     else:
@@ -93,14 +93,15 @@ def _reproduce(run: Run) -> str:
             "import pathlib\nfrom dcjax.config import read_config\nfrom dcjax.pretrain import pretrain\n\n"
             f'pretrain(read_config(pathlib.Path({json.dumps(run.folder)})), "runs/again")'
         )
-        lines = [
-            "<h3>Reproduce</h3><p>The run was begun from Python, or by a version that did not record its command; "
-            f"this trains its config again:</p><pre><code>{text(code, 4000)}</code></pre>"
-        ]
+        why = (
+            "<p>The run was begun from Python, or by a version that did not record its command; this trains its config "
+            "again:</p>"
+        )
         base, same = "the defaults", "The config is that of the defaults."
+    intro = f"<h3>Reproduce</h3>{why}<pre><code>{text(code, 4000)}</code></pre>"
     changed = run.differences
     if not changed:
-        return lines[0] + html.paragraph(same)
+        return intro + html.paragraph(same)
     rows = [
         [f"<code>{text(key, 80)}</code>", html.value_text(old), html.value_text(new), text(_help(key))]
         for key, (old, new) in list(changed.items())[:MAX_ROWS]
@@ -109,7 +110,7 @@ def _reproduce(run: Run) -> str:
     count = f"{len(changed)} key{'s differ' if len(changed) > 1 else ' differs'} from {base}"
     # Without a command the list is long, because the defaults are the paper's recipe.
     opened = " open" if len(changed) <= 12 else ""
-    return lines[0] + f"<details{opened}><summary>{text(count)}</summary>{found}</details>"
+    return intro + f"<details{opened}><summary>{text(count)}</summary>{found}</details>"
 
 
 def _help(key: str) -> str:
@@ -203,10 +204,10 @@ def _spectra(sheet: Sheet, run: Run, detail: Detail) -> str:
         html.figure(
             f"{part} over time",
             "rank upwards; the line counts the directions above 1e-6",
-            heat_map(sheet, part, run.looks, most_steps=detail.map_steps, most_ranks=detail.map_ranks),
+            heat_map(sheet, part, looks, most_steps=detail.map_steps, most_ranks=detail.map_ranks),
         )
         for part in PARTS
-        if sum(part in look.spectra for look in run.looks) > 1
+        if (looks := mappable(run.looks, part))
     ]
     key = "<p>The same spectra as heat maps; the colour is the share of the largest eigenvalue:</p>" + html.colour_key()
     return (

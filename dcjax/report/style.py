@@ -58,7 +58,8 @@ th, td { padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; 
 thead th { border-bottom: 1px solid; }
 td.number, th.number { text-align: right; padding-left: .6rem; white-space: nowrap; }
 tbody th { font-weight: 400; }
-.compare tbody th, .compare thead th:first-child { position: sticky; left: 0; background: var(--paper); min-width: 9rem;
+.compare tbody th, .compare thead th:first-child { position: sticky; left: 0;
+  background: var(--paper); background-clip: padding-box; min-width: 9rem;
   max-width: 40vw; }
 summary { cursor: pointer; }
 .wide figcaption { min-height: 0; }

@@ -13,7 +13,7 @@ from dcjax.evaluation.protocol import RESULTS_FILE
 from dcjax.losses.contrastive import chance_loss
 from dcjax.pretrain import SPECTRUM_FILE
 from dcjax.report import lines, record
-from dcjax.report.figures import COLLAPSED, thin
+from dcjax.report.figures import COLLAPSED, mappable, thin
 from dcjax.report.finding import finding
 from dcjax.report.record import read_run, read_runs
 from dcjax.runtime.errors import SettingError
@@ -148,6 +148,14 @@ def test_spectra_that_are_none(tmp_path, values):
     run = read_run(str(folder))
     assert set(run.looks[-1].spectra) == {"z"}
     assert "1 line(s) hold values that are no finite eigenvalues" in run.notes[0]
+
+
+def test_a_heat_map_needs_looks_of_one_width(tmp_path):
+    run = read_run(str(write_run(tmp_path / "run", looks=2)))
+    assert len(mappable(run.looks, "r")) == 3  # and one at the first step
+    other = [record.Look(500, {"r": np.ones(7)})]
+    assert mappable(run.looks + other, "r") == []
+    assert len(mappable(run.looks + other, "z")) == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense", b"\x93NUMPY"])
