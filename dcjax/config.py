@@ -198,7 +198,8 @@ def read_config(workdir: pathlib.Path) -> Config:
     """The config of the last command that trained a run; reading it executes nothing.
 
     Raises:
-      SettingError: `config.json` is missing or damaged, lacks a key, or has one that the schema does not allow.
+      SettingError: `config.json` is missing or damaged, lacks a key that may not change, or has one that the schema
+        does not allow.
     """
     file, remedy = workdir / CONFIG_FILE, "to rewrite it, repeat the command that made the run"
     try:
@@ -222,7 +223,8 @@ def from_saved(values: dict[str, Any], file: pathlib.Path, *, remedy: str) -> Co
       SettingError: a key is missing or unknown, or cannot have its value.
     """
     found = flatten(values)
-    missing = [name for name in KEYS if name not in found]
+    # A version of the package without a key that may change trained the same run; the others identify it.
+    missing = [name for name, entry in KEYS.items() if name not in found and not entry.rule.may_change]
     if missing:
         raise SettingError(f"{file} lacks {', '.join(missing[:5])}; {remedy}")
     try:

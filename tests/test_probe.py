@@ -220,6 +220,13 @@ def test_a_config_that_is_damaged_is_named(run, text, message):
     file.write_text(whole)
 
 
+def test_a_config_from_before_a_key_that_may_change_is_read(run, tmp_path):
+    values = json.loads((run["cached"] / "config.json").read_text())
+    del values["monitor"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path).monitor.every_steps == 500
+
+
 @pytest.mark.parametrize(
     ("settings", "devices", "message"),
     [

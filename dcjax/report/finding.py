@@ -11,6 +11,7 @@ Tone = Literal["good", "bad", "unknown"]
 WORDS = {
     "none": "has not collapsed",
     "dimensional": "has collapsed in some dimensions",
+    "dead": "has not collapsed, but for single channels that are always zero",
     "complete": "has collapsed completely",
     "undetermined": "cannot be judged from so few rows",
 }
@@ -43,7 +44,7 @@ class Finding:
 def finding(run: Run) -> Finding:
     """The verdict on a run: its monitor's last one, or else the one that the last spectra give, or "not known"."""
     source = "the monitor's last verdict"
-    kinds = {part: kind if kind in WORDS else "undetermined" for part, kind in run.kinds.items()}
+    kinds = {part: _said(run, part, kind) for part, kind in run.kinds.items()}
     if not kinds:
         source = "the spectra alone"
         kinds = {part: _kind(collapsed(values), len(values)) for part, values in run.final.items()}
@@ -74,7 +75,21 @@ def finding(run: Run) -> Finding:
     return Finding(tone, short, words, headline[0].upper() + headline[1:] + ".", tuple(reasons), tuple(advice))
 
 
-_SHORT = {"none": "no collapse", "dimensional": "dimensional", "complete": "complete", "undetermined": "undetermined"}
+_SHORT = {
+    "none": "no collapse",
+    "dimensional": "dimensional",
+    "dead": "dead channels",
+    "complete": "complete",
+    "undetermined": "undetermined",
+}
+
+
+def _said(run: Run, part: str, kind: str) -> str:
+    """A key of `WORDS` for the monitor's last verdict; dead channels alone, without a warning, are no alarm."""
+    lost = run.monitor.get(f"{part}/lost")
+    if kind == "dimensional" and not run.warnings and lost is not None and lost.last == 0:
+        return "dead"
+    return kind if kind in WORDS else "undetermined"
 
 
 def _kind(dead: int, dim: int) -> str:

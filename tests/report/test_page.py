@@ -5,8 +5,9 @@ import json
 import re
 
 import pytest
-from report_runs import write_run
+from report_runs import write_lines, write_run
 
+from dcjax.report.finding import finding
 from dcjax.report.page import MAX_RUNS, page
 from dcjax.report.record import read_run, read_runs
 from dcjax.report.style import CSS
@@ -96,6 +97,21 @@ def test_one_run_has_all_of_its_parts(single):
     assert any(label.startswith("loss over steps: loss from") for label in labels)
 
 
+def test_dead_channels_alone_are_no_alarm(tmp_path):
+    """A healthy ReLU network has some: the verdict counts them, but the monitor has not warned."""
+    folder = write_run(tmp_path / "run", looks=2, lines=2)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "monitor" in line][-1]
+    last["verdict"]["r"] = "dimensional"
+    last["monitor"] |= {"r/collapsed": 2, "r/lost": 0}
+    write_lines(folder / "metrics.jsonl", lines)
+    found = finding(read_run(str(folder)))
+    assert (found.tone, found.short) == ("good", "r: dead channels, z: no collapse")
+    last["monitor"]["r/lost"] = 1
+    write_lines(folder / "metrics.jsonl", lines)
+    assert finding(read_run(str(folder))).short == "r: dimensional, z: no collapse"
+
+
 def test_the_same_runs_give_the_same_bytes(single):
     folder, text = single
     assert page([read_run(str(folder))]) == text
@@ -150,6 +166,7 @@ def test_large_texts_and_numbers_stay_within_the_page(tmp_path):
     assert "more measures are not drawn" in text
 
 
+@pytest.mark.slow
 def test_ten_large_runs_stay_below_500_kb(tmp_path):
     large = {"steps": 100_000, "lines": 400, "looks": 30, "dims": (1024, 128)}
     folders = [
