@@ -72,7 +72,7 @@ def pretrain(
     components = build(config)
     settings, mesh, source = components.config, components.mesh, components.train_source
     check_batch(settings.batch_size, mesh)
-    total_steps, _ = run_lengths(settings, len(source))
+    total_steps, warmup_steps = run_lengths(settings, len(source))
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
     train_step = compile_step(components, optimizer, schedule)
@@ -90,7 +90,8 @@ def pretrain(
     crops = {"views": 2, "interpolation": components.augmentation.interpolation}
     loader = components.train_batches(source, batch_size=settings.batch_size, stream=Stream.ORDER, **crops)
     loader.seek(step)
-    log = open_log(components, saved, workdir, total_steps=total_steps, origin=origin)
+    lengths = {"total_steps": total_steps, "warmup_steps": warmup_steps}
+    log = open_log(components, saved, workdir, origin=origin, **lengths)
 
     def look() -> None:
         if monitor is not None:
@@ -162,7 +163,13 @@ def compile_step(
 
 
 def open_log(
-    components: Components, saved: "Saved | None", workdir: pathlib.Path, *, total_steps: int, origin: Origin | None
+    components: Components,
+    saved: "Saved | None",
+    workdir: pathlib.Path,
+    *,
+    total_steps: int,
+    warmup_steps: int,
+    origin: Origin | None,
 ) -> StepMetrics:
     """Writes the config, prints a line about the run, and opens its log at the step where it begins or resumes."""
     config = components.config
@@ -181,6 +188,7 @@ def open_log(
         kept_step=first_step - bool(unlogged),
         total_steps=total_steps,
         batch_size=config.batch_size,
+        warmup_steps=warmup_steps,
         chance=chance_loss(config.loss.name, config.batch_size),
     )
     return StepMetrics(writer, every=config.log_every_steps, batch_size=config.batch_size, sums=unlogged)

@@ -105,7 +105,7 @@ def similarities(rows: np.ndarray, rows_prime: np.ndarray) -> dict[str, float]:
     return {"positive_similarity": positive / count, "negative_similarity": negative}
 
 
-def warnings_of(history: Sequence[Mapping[str, Any]], seen: Look) -> dict[str, str]:
+def warnings_of(history: Sequence[Mapping[str, Any]], seen: Look, *, warmup_steps: int = 0) -> dict[str, str]:
     """The warnings at a look that no earlier look had, by their kind, each with what to try next.
 
     A warning needs the same sign at two looks in a row, but for complete collapse and a fallen rank. The look before
@@ -114,6 +114,7 @@ def warnings_of(history: Sequence[Mapping[str, Any]], seen: Look) -> dict[str, s
     Args:
       history: the rows of the earlier looks, in their order: "step", "monitor", "verdict" and "warnings".
       seen: the look.
+      warmup_steps: the warm-up of the learning rate, during which a loss may still be at its chance line.
     """
     if seen.step == 0:
         return {}
@@ -123,7 +124,7 @@ def warnings_of(history: Sequence[Mapping[str, Any]], seen: Look) -> dict[str, s
     if not seen.spectra and seen.advice:
         found["unmeasured"] = seen.advice["z"]
     before = rows[-1]["monitor"] if rows else {}
-    if _at_chance(before) and _at_chance(seen.values):
+    if rows and rows[-1]["step"] >= warmup_steps and _at_chance(before) and _at_chance(seen.values):
         found["chance"] = (
             f"the loss of the views, {seen.values['loss']:.3f}, has been at its chance line of "
             f"{seen.values['loss_chance']:.3f} since step {rows[-1]['step']}: the embedding tells no images apart. Try "

@@ -45,6 +45,7 @@ class MetricsWriter:
       kept_step: the last step whose average is kept.
       total_steps: the last step of the run, for the bar.
       batch_size: images per step, for the rate.
+      warmup_steps: the warm-up of the learning rate, during which some warnings would come too early.
       chance: the loss of embeddings that tell nothing apart, for the bar; None for none.
     """
 
@@ -56,10 +57,12 @@ class MetricsWriter:
         kept_step: int,
         total_steps: int,
         batch_size: int,
+        warmup_steps: int = 0,
         chance: float | None = None,
     ):
         self._looks: collections.deque[tuple[int, concurrent.futures.Future[Look]]] = collections.deque()
         self._history: list[dict[str, Any]] = []
+        self._warmup_steps = warmup_steps
         self._active = jax.process_index() == 0
         if not self._active:
             return
@@ -125,7 +128,7 @@ class MetricsWriter:
 
     def _write_look(self, look: Look) -> None:
         row = {"step": look.step, "monitor": look.values, "verdict": look.verdicts}
-        row["warnings"] = warnings_of(self._history, look)
+        row["warnings"] = warnings_of(self._history, look, warmup_steps=self._warmup_steps)
         self._history.append(row)
         self._write_line(self._lines, row)
         spectra = {name: [float(f"{value:.6g}") for value in values] for name, values in look.spectra.items()}

@@ -25,11 +25,11 @@ def seen(step, *, loss=2.0, rank=10.0, collapsed=0, lost=0, dim=64, verdict="non
     return Look(step, values, dict.fromkeys(names, verdict), words, {name: np.ones(2) for name in names})
 
 
-def kinds_of(looks):
+def kinds_of(looks, **options):
     """The kinds of warnings at each look."""
     history, found = [], []
     for one in looks:
-        warnings = warnings_of(history, one)
+        warnings = warnings_of(history, one, **options)
         history.append({"step": one.step, "monitor": one.values, "verdict": one.verdicts, "warnings": warnings})
         found.append(set(warnings))
     return found
@@ -108,6 +108,8 @@ def test_a_healthy_run_is_not_warned_about():
 def test_a_loss_that_stays_at_its_chance_line():
     found = kinds_of([seen(0, loss=5.0), seen(50, loss=4.96), seen(100, loss=4.96), seen(150, loss=4.96)])
     assert found == [set(), set(), {"chance"}, set()]  # said once
+    found = kinds_of([seen(step, loss=4.96) for step in (0, 10, 20, 30, 40)], warmup_steps=25)
+    assert found == [set(), set(), set(), set(), {"chance"}]  # two looks after the warm-up
 
 
 def test_directions_that_are_lost():
