@@ -58,7 +58,7 @@ def embeddings_of_run(
     features = components.features(variables, source, keep=("r", "z"))
     assert features.z is not None
     labels = features.labels if len(source.classes) > 1 else None
-    views = _views(components, variables, source)
+    views = view_embeddings(components, variables, source)
     rows = {"r": features.r[: features.own], "z": features.z[: features.own]}
     if np.array_equal(rows["r"], rows["z"]):
         del rows["z"]
@@ -79,8 +79,17 @@ def weights_of_run(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return {name: array for name, array in named.items() if array.ndim in (2, 4)}
 
 
-def _views(components: Components, variables: Any, source: Source) -> dict[str, np.ndarray]:
-    """r and z of two views of as many whole batches as the source fills, or of one."""
+def view_embeddings(components: Components, variables: Any, source: Source) -> dict[str, np.ndarray]:
+    """r, z, r_prime and z_prime of two augmented views, `[m, d]` each, with the same draws at every call.
+
+    Args:
+      components: the run's parts.
+      variables: as `load_run` returns them.
+      source: the images, of which as many whole batches of `eval_batch_size` are taken as they fill, or one.
+
+    Raises:
+      SettingError: the devices are more than the images.
+    """
     mesh = components.mesh
     size = min(components.eval_batch_size, len(source) // mesh.size * mesh.size)
     if not size:
