@@ -25,7 +25,7 @@ EQUAL_CODE = RESULTS / "runs" / "equal_code.json"
 # overlooked.
 NOT_TRAINING = (
     "__init__.py", "__main__.py", "collapse/__init__.py", "collapse/__main__.py", "collapse/classes.py",
-    "collapse/geometry.py", "collapse/local.py", "collapse/metrics.py", "collapse/monitor.py", "collapse/plot.py",
+    "collapse/forecast.py", "collapse/geometry.py", "collapse/local.py", "collapse/metrics.py", "collapse/monitor.py", "collapse/plot.py",
     "collapse/quantities.py",
     "collapse/reading/*", "collapse/report.py", "collapse/running.py", "collapse/verdict.py", "collapse/views.py",
     "collapse/weights.py", "config.py", "data/array_record.py", "data/prepare.py", "data/resize.py", "encoder.py",

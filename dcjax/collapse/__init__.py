@@ -5,6 +5,7 @@
 
 from dcjax.collapse.arrays import unit_rows
 from dcjax.collapse.covariance import Covariance
+from dcjax.collapse.forecast import Forecast, forecast
 from dcjax.collapse.local import LocalSpectra, local_spectra
 from dcjax.collapse.metrics import METRICS, Interval, Metric, jackknife, metrics
 from dcjax.collapse.moments import spectrum
@@ -17,6 +18,7 @@ __all__ = [
     "METRICS",
     "Alignment",
     "Covariance",
+    "Forecast",
     "Interval",
     "LocalSpectra",
     "MatrixReport",
@@ -25,6 +27,7 @@ __all__ = [
     "Verdict",
     "alignments",
     "effective_rank",
+    "forecast",
     "jackknife",
     "judge",
     "local_spectra",
