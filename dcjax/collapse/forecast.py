@@ -18,6 +18,16 @@ How much the sign of a rate says depends on the loss:
   the rates sum to 0, so some are negative under every augmentation, also under none. Whether a direction
   collapses shows only in time: `Forecast.spectrum_after`, or the half-lives beside the length of the training.
 
+A count that can be 0 for them asks another question: would a direction that the embedding does not use (W v = 0, and x
+along v independent of the directions in use) grow or stay collapsed? The negatives then have no part in its rate, so
+this is X without their cross terms. For the cosine losses, and embeddings of about equal norms, its sign is that of
+
+    corr(v.x, v.x') - margin,    margin = sum_i [c_ii - sum_j P_ij c_ij] / sum_i (1 - P_ii):
+
+the correlation of the two views along v, less how far the cosines of the positives are above those of the negatives,
+weighted as in the gradient. The margin grows with the temperature and with the number of directions in use, so a
+direction can be lost late. For eq. 2 the matrix is about 2 Cov(x) - E (x' - x)(x' - x)^T.
+
 An encoder is not a linear layer, and its X changes with every step. For rows of a real encoder this is a heuristic, of
 which `experiments/forecast.py` measures how far it carries; eq. 2 on rows of an encoder that another loss trains is one
 twice over.
@@ -38,6 +48,8 @@ from dcjax.runtime.errors import not_known
 Rows = Float[np.ndarray, "n d"]
 Embeddings = Float[np.ndarray, "n e"]
 Square = Float[np.ndarray, "d d"]
+# X, X for unused directions, and the sum of the absolute parts of the trace of X
+Matrices = tuple[Square, Square, float]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,6 +60,9 @@ class Forecast:
       matrix: `[d, d]`, X, for the mean of the loss over its rows.
       rates: `[d]`, the eigenvalues of X, ascending: the fastest decay comes first.
       directions: `[d, d]`, the eigenvectors of X as columns, in the order of the rates.
+      unused_rates: `[d]`, ascending, the rates that directions would have if the embedding did not use them: where they
+        are negative, collapse is stable.
+      unused_directions: `[d, d]`, as columns, in the order of these rates.
       noise_shares: `[d]`, along each direction the mean square of the difference of two views, divided by twice the
         variance of all rows: 0 where the views agree, 1 where they differ as much as two images do.
       floor: what rounding alone may leave in a rate: the digits of the rows times the sum of the parts of which X is
@@ -59,6 +74,8 @@ class Forecast:
     matrix: Square
     rates: Float[np.ndarray, " d"]
     directions: Square
+    unused_rates: Float[np.ndarray, " d"]
+    unused_directions: Square
     noise_shares: Float[np.ndarray, " d"]
     floor: float
     weight: Float[np.ndarray, "e d"]
@@ -68,6 +85,11 @@ class Forecast:
     def negative(self) -> int:
         """How many rates are below -floor."""
         return int((self.rates < -self.floor).sum())
+
+    @property
+    def unused_negative(self) -> int:
+        """How many of the rates of unused directions are below -floor."""
+        return int((self.unused_rates < -self.floor).sum())
 
     @property
     def half_lives(self) -> Float[np.ndarray, " d"]:
@@ -159,13 +181,16 @@ def forecast(
         if matrix.shape[1] != first.shape[1]:
             raise ValueError(f"weight must have the shape [e, {first.shape[1]}], found {matrix.shape}")
         z, z_prime = first @ matrix.T, second @ matrix.T
-    found, parts = LOSSES[loss](first, second, z, z_prime, temperature)
+    found, unused, parts = LOSSES[loss](first, second, z, z_prime, temperature)
     rates, directions = np.linalg.eigh(found)
+    unused_rates, unused_directions = np.linalg.eigh(unused)
     covariance = Covariance.init(first.shape[1], np.float64).update(np.concatenate([first, second]))
     return Forecast(
         matrix=found,
         rates=rates,
         directions=directions,
+        unused_rates=unused_rates,
+        unused_directions=unused_directions,
         noise_shares=_noise_shares(covariance, first - second, directions),
         floor=max(digits, other) * parts,
         weight=matrix,
@@ -173,50 +198,64 @@ def forecast(
     )
 
 
-def _info_nce(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature: float) -> tuple[Square, float]:
-    """X of `dcjax.losses.info_nce`, and the trace of its parts.
+def _info_nce(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature: float) -> Matrices:
+    """Of `dcjax.losses.info_nce`.
 
     The derivative of the loss by the cosine c_ij of z_i and z'_j is M_ij / temperature, M = (P + Q - 2 I) / (2 n), with
     P the softmax of the logits by rows and Q that by columns.
     """
     cosines = unit_rows(z) @ unit_rows(z_prime).T
-    slopes = _softmax_slopes(cosines / temperature, np.arange(len(x)))
-    slopes += _softmax_slopes(cosines.T / temperature, np.arange(len(x))).T
+    positives = np.arange(len(x))
+    slopes = _softmax_slopes(cosines / temperature, positives)
+    slopes += _softmax_slopes(cosines.T / temperature, positives).T
     slopes /= 2 * len(x) * temperature
-    return _of_cosines(_scaled(x, z), _scaled(x_prime, z_prime), slopes, cosines)
+    return _of_cosines((x, x_prime), (z, z_prime), slopes, cosines, positives)
 
 
-def _nt_xent(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature: float) -> tuple[Square, float]:
-    """X of `dcjax.losses.nt_xent`, and the trace of its parts: the same among the 2 n rows of both views."""
-    rows = np.concatenate([_scaled(x, z), _scaled(x_prime, z_prime)])
-    unit = unit_rows(np.concatenate([z, z_prime]))
+def _nt_xent(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature: float) -> Matrices:
+    """Of `dcjax.losses.nt_xent`: the same among the 2 n rows of both views."""
+    x, z = np.concatenate([x, x_prime]), np.concatenate([z, z_prime])
+    unit = unit_rows(z)
     cosines = unit @ unit.T
     logits = cosines / temperature
     np.fill_diagonal(logits, -np.inf)
-    slopes = _softmax_slopes(logits, np.roll(np.arange(len(rows)), len(x)))
-    slopes /= len(rows) * temperature
-    return _of_cosines(rows, rows, slopes, cosines)
+    positives = np.roll(np.arange(len(x)), len(x_prime))
+    slopes = _softmax_slopes(logits, positives)
+    slopes /= len(x) * temperature
+    return _of_cosines((x, x), (z, z), slopes, cosines, positives)
 
 
-def _of_cosines(rho: Rows, rho_prime: Rows, slopes: np.ndarray, cosines: np.ndarray) -> tuple[Square, float]:
-    """X of a loss with the derivatives `slopes` `[a, b]` by the cosines, and the trace of its parts.
+def _of_cosines(
+    x: tuple[Rows, Rows],
+    z: tuple[Embeddings, Embeddings],
+    slopes: np.ndarray,
+    cosines: np.ndarray,
+    positives: np.ndarray,
+) -> Matrices:
+    """Of a loss with the derivatives `slopes` `[a, b]` by the cosines of the rows of z[0] and z[1].
 
     d c_ij / dS = sym(rho_i rho'_j^T) - c_ij (rho_i rho_i^T + rho'_j rho'_j^T) / 2 with rho = x / |z|. Hence X =
     sum_i kappa_i rho_i rho_i^T + sum_j kappa'_j rho'_j rho'_j^T - sum_ij M_ij (rho_i rho'_j^T + rho'_j rho_i^T), kappa
-    and kappa' the row and column sums of M_ij c_ij.
+    and kappa' the row and column sums of M_ij c_ij. For unused directions the last sum has the positives only, and x
+    its mean taken off, which the negatives would do.
     """
+    rho, rho_prime = _over_norms(x[0], z[0]), _over_norms(x[1], z[1])
     weighted = slopes * cosines
-    kappa, kappa_prime = weighted.sum(axis=1), weighted.sum(axis=0)
+    kappa, kappa_prime = weighted.sum(axis=1)[:, None], weighted.sum(axis=0)[:, None]
     across = rho.T @ (slopes @ rho_prime)
-    own = (rho * kappa[:, None]).T @ rho + (rho_prime * kappa_prime[:, None]).T @ rho_prime
+    own = (kappa * rho).T @ rho + (kappa_prime * rho_prime).T @ rho_prime
     sizes = np.abs(slopes)
-    squares, squares_prime = (rho**2).sum(axis=1), (rho_prime**2).sum(axis=1)
-    parts = float(sizes.sum(axis=1) @ squares + sizes.sum(axis=0) @ squares_prime)
-    return _symmetric(own - across - across.T), parts
+    parts = sizes.sum(axis=1) @ (rho**2).sum(axis=1) + sizes.sum(axis=0) @ (rho_prime**2).sum(axis=1)
+
+    rho, rho_prime = _over_norms(x[0] - x[0].mean(axis=0), z[0]), _over_norms(x[1] - x[1].mean(axis=0), z[1])
+    pulls = slopes[np.arange(len(rho)), positives][:, None]
+    pairs = (pulls * rho).T @ rho_prime[positives]
+    unused = (kappa * rho).T @ rho + (kappa_prime * rho_prime).T @ rho_prime
+    return _symmetric(own - across - across.T), _symmetric(unused - pairs - pairs.T), float(parts)
 
 
-def _eq2(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature: float | None) -> tuple[Square, float]:
-    """X = S0 - S1 of eq. 7 divided by n, and the trace of its parts; `dcjax.toy.covariance_split` has the formulas."""
+def _eq2(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature: float | None) -> Matrices:
+    """S0 - S1 of eq. 7 divided by n; `dcjax.toy.covariance_split` has the formulas."""
     n = len(x)
     scale = 1.0
     if temperature is not None:
@@ -229,15 +268,16 @@ def _eq2(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature
     off = _softmax_slopes(logits, np.arange(n))
     np.fill_diagonal(off, 0)
     rows, columns = off.sum(axis=1), off.sum(axis=0)
-    moved = np.sqrt(rows)[:, None] * (x_prime - x)
     across = x.T @ (off @ x)
     own = (x * (rows + columns)[:, None]).T @ x
-    found = own - across - across.T - moved.T @ moved
-    return _symmetric(found) / n, float(2 * np.trace(own) + (moved**2).sum()) / n
+    moved = np.sqrt(rows)[:, None] * (x_prime - x)
+    noise = moved.T @ moved
+    parts = float(2 * np.trace(own) + np.trace(noise))
+    return _symmetric(own - across - across.T - noise) / n, _symmetric(own - noise) / n, parts / n
 
 
-# Each takes x, x', z, z' and the temperature, and returns X and the sum of the absolute parts of its trace.
-LOSSES: dict[str, Callable[..., tuple[Square, float]]] = {"info_nce": _info_nce, "nt_xent": _nt_xent, "eq2": _eq2}
+# Each takes x, x', z, z' and the temperature.
+LOSSES: dict[str, Callable[..., Matrices]] = {"info_nce": _info_nce, "nt_xent": _nt_xent, "eq2": _eq2}
 
 
 def _softmax_slopes(logits: np.ndarray, positives: np.ndarray) -> np.ndarray:
@@ -250,7 +290,7 @@ def _softmax_slopes(logits: np.ndarray, positives: np.ndarray) -> np.ndarray:
     return slopes
 
 
-def _scaled(x: Rows, z: Embeddings) -> Rows:
+def _over_norms(x: Rows, z: Embeddings) -> Rows:
     """rho = x / |z|; 0 for rows with z = 0, which the losses leave without a gradient."""
     norms = np.linalg.norm(z, axis=1, keepdims=True)
     return np.divide(x, norms, out=np.zeros_like(x), where=norms > 0)

@@ -73,6 +73,30 @@ def test_a_cosine_loss_has_negative_rates_without_any_augmentation(loss):
     np.testing.assert_array_equal(found.noise_shares, np.zeros(6))
 
 
+@pytest.mark.parametrize("loss", GRADIENTS)
+@pytest.mark.parametrize("sides", [1, 2])
+def test_a_direction_out_of_use_grows_at_its_unused_rate(loss, sides):
+    """Coordinates that W leaves out, independent of those in use: X has their unused rates, but for few rows."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1000, 11))
+    noise = np.array([0.2] * 8 + [0.0, 0.5, 3.0])
+    x, x_prime = (x + noise * rng.normal(size=x.shape) * (view or sides == 2) for view in (0, 1))
+    w = np.eye(11)[:8]
+    found = forecast_of(loss, x, x_prime, w)
+    unused = np.einsum("ik,k,ik->i", found.unused_directions, found.unused_rates, found.unused_directions)[8:]
+    np.testing.assert_allclose(np.diag(found.matrix)[8:], unused, atol=0.03 * np.abs(unused).max())
+    # Noise on both views leaves eq. 2 no negative rate. The cosine losses ask for a correlation above their margin.
+    expected = [True, True, loss == "eq2" and sides == 2]
+    assert [rate > 0 for rate in unused] == expected
+    if loss == "info_nce":
+        z, z_prime = (rows[:, :8] / np.linalg.norm(rows[:, :8], axis=1, keepdims=True) for rows in (x, x_prime))
+        cosines = z @ z_prime.T
+        p = np.exp(cosines / TEMPERATURE)
+        p /= p.sum(axis=1, keepdims=True)
+        margin = (np.diag(cosines) - (p * cosines).sum(axis=1)).sum() / (1 - np.diag(p)).sum()
+        assert [np.corrcoef(x[:, k], x_prime[:, k])[0, 1] > margin for k in (8, 9, 10)] == expected
+
+
 def test_strong_noise_on_one_view_names_its_coordinates():
     """X of small weights and many rows is 2 Cov(x) - Cov(noise): 2 where there is no noise, 2 - 4 where there is."""
     rng = np.random.default_rng(0)
