@@ -7,11 +7,14 @@ other run.
 import dataclasses
 import itertools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy import stats
 
+from dcjax.collapse import effective_rank, forecast, lasting_directions, spectrum, unit_rows
 from dcjax.runtime.files import replace_npz
 from experiments.scales import make_config
 
@@ -114,3 +117,107 @@ def train(run: ImageRun, file: pathlib.Path, *, early: tuple[int, ...] = EARLY, 
     arrays |= record(state, "views") | {"losses": np.asarray(jax.device_get(losses)), "r": features.r, "z": features.z}
     file.parent.mkdir(parents=True, exist_ok=True)
     replace_npz(file, arrays)
+
+
+# Larger values expect, or show, more collapse.
+FORECASTS = {
+    "negative rates": "the number of negative rates of X",
+    "sum of negative rates": "minus their sum, times |W|_F^2 / d",
+    "negative unused rates": "the number of negative unused rates",
+    "lost directions": "directions that `lasting_directions` does not count",
+    "eq. 2": "negative rates of eq. 2's X, r as it is",
+    "eq. 2, scaled": "the same with r divided by its rms norm and the root of the temperature",
+    "eq. 2, unused rates": "negative unused rates of the latter",
+    "baseline: rank": "minus the effective rank of r at this step",
+    "baseline: noise share": "half the mean square of the difference of two views of r, as a share of r's variance",
+    "baseline: amplitude": "the amplitude of the augmentation, known without any step",
+}
+OUTCOMES = {
+    "r < 1e-4": "eigenvalues of unit rows r below 1e-4 of the largest",
+    "r < 1e-2": "the same below 1e-2",
+    "r < 1e-4, alive": "those below 1e-4 that are no single dead channels of r",
+    "rank of r": "minus the effective rank of unit rows r",
+    "z < 1e-4": "as for r; with the projector none z is r",
+    "rank of z": "as for r",
+}
+DEAD = 1e-3  # a channel is dead where its standard deviation is at most this share of the largest
+
+
+def measured(work: pathlib.Path) -> list[dict[str, Any]]:
+    """The forecasts and the outcomes of all runs that have a file in `work`."""
+    found = []
+    for run in all_runs():
+        if (file := work / f"{run.name}.npz").exists():
+            with np.load(file) as arrays:
+                steps = sorted(int(name[2:]) for name in arrays if name.startswith("r_") and name[2:].isdigit())
+                found.append(
+                    {
+                        **dataclasses.asdict(run),
+                        "loss": [float(arrays["losses"][i]) for i in (0, -1)],
+                        "outcomes": outcomes(arrays["r"], arrays["z"]),
+                        "forecasts": {str(step): forecasts(run, arrays, step) for step in steps},
+                    }
+                )
+    return found
+
+
+def forecasts(run: ImageRun, arrays: Any, step: int) -> dict[str, float]:
+    """Every forecast of `FORECASTS` from the two views at a step."""
+    views, config = (arrays[f"r_{step}"], arrays[f"r_prime_{step}"]), run.config()
+    temperature = config.loss.temperature
+    weight = arrays[f"w_{step}"] if run.projector == "linear" else None
+    trained = forecast(*views, weight, loss=config.loss.name, temperature=temperature)
+    lasting = lasting_directions(
+        *views, loss=config.loss.name, temperature=temperature, batch_size=config.probe.eval_batch_size
+    )
+    plain = forecast(*views, weight, loss="eq2")
+    scaled = forecast(*views, weight, loss="eq2", temperature=temperature)
+    both = np.concatenate(views).astype(np.float64)
+    noise = ((views[0] - views[1]).astype(np.float64) ** 2).sum(axis=1).mean() / 2
+    gauge = float((trained.weight**2).sum()) / both.shape[1]
+    values = (
+        trained.negative,
+        -float(trained.rates[trained.rates < 0].sum()) * gauge,
+        trained.unused_negative,
+        both.shape[1] - lasting.count,
+        plain.negative,
+        scaled.negative,
+        scaled.unused_negative,
+        -effective_rank(np.sqrt(spectrum(unit_rows(views[0])))),
+        float(noise / both.var(axis=0).sum()),
+        run.amplitude,
+    )
+    return dict(zip(FORECASTS, map(float, values), strict=True))
+
+
+def outcomes(r: np.ndarray, z: np.ndarray) -> dict[str, float]:
+    """Every outcome of `OUTCOMES` from the test images without augmentation."""
+    spectra = {name: spectrum(unit_rows(rows)) for name, rows in (("r", r), ("z", z))}
+
+    def below(name: str, tolerance: float) -> int:
+        return int((spectra[name] < tolerance * spectra[name][0]).sum())
+
+    deviations = r.std(axis=0)
+    dead = int((deviations <= DEAD * deviations.max()).sum())
+    ranks = {name: -effective_rank(np.sqrt(values)) for name, values in spectra.items()}
+    values = (
+        below("r", 1e-4), below("r", 1e-2), max(below("r", 1e-4) - dead, 0), ranks["r"], below("z", 1e-4), ranks["z"],
+    )  # fmt: skip
+    return dict(zip(OUTCOMES, map(float, values), strict=True))
+
+
+def rank_correlation(predicted: Sequence[float], outcome: Sequence[float], *, draws: int = 2000) -> tuple[float, ...]:
+    """Spearman's rho of runs and its 95 % interval by the bootstrap over runs; nan where one of them is constant.
+
+    Runs of one amplitude resemble each other, so that the interval is too narrow for amplitudes that were not run.
+    """
+    of = np.stack([predicted, outcome])
+    rng = np.random.default_rng(0)
+
+    def rho(drawn: np.ndarray) -> float:
+        ranks = stats.rankdata(drawn, axis=1)
+        return float(np.corrcoef(ranks)[0, 1]) if (ranks.std(axis=1) > 0).all() else float("nan")
+
+    found = [rho(of[:, rng.integers(0, of.shape[1], of.shape[1])]) for _ in range(draws)]
+    low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (float("nan"),) * 2
+    return rho(of), float(low), float(high)

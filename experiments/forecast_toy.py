@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,37 +11,48 @@ import jax.numpy as jnp
 import numpy as np
 
 from dcjax import losses
-from dcjax.collapse import Forecast, forecast
+from dcjax.collapse import Forecast, forecast, lasting_directions
 from dcjax.toy import Setting, simulate
 
 DIM = 16
 SAMPLES = 128
 VARIANCE = 0.5  # the paper's convention, in which pairs differ by the identity and 2 Cov(x) - Cov(noise) = (1 - k) I
-AMPLITUDES = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+AMPLITUDES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
 SEEDS = 10
 STEPS = 6000
 RATE = 0.1
 TEMPERATURE = 0.1
-PAIRS = 1024  # of the forecast, drawn anew
+PAIRS = 4096  # of the forecast, drawn anew; few of them spread the correlations of equal directions
+ONE_BATCH = 1024  # of these, for rates: their cost grows with the square
 BOUND = 1e-2  # a right direction of W has collapsed where its singular value is below this share of the largest
 
-LOSSES = ("eq2", "info_nce")
-# How directions are named: by the sign of the rates, or, without any loss, where the noise has more than half of the
-# variance, which is where X with uniform weights is negative.
-NAMINGS = ("negative rates", "noise share above 1/2")
+# Name to the loss and whether both views are noisy.
+SETTINGS = {
+    "eq. 2, noise on one view": ("eq2", False),
+    "InfoNCE, noise on one view": ("info_nce", False),
+    "InfoNCE, noise on both views": ("info_nce", True),
+}
+# How directions are named: by the sign of the rates; by that of the rates of unused directions; as those that
+# `lasting_directions` does not count, for cosine losses; or, without any loss, where half the mean square of the
+# difference of two views is more than half of the variance of both.
+NAMINGS = ("rates", "unused rates", "lasting", "noise share")
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A model: its loss and naming, and how far the named directions are those that collapsed.
+    """A model and a naming of directions: how far the named directions are those that collapsed.
 
     Attributes:
+      setting: a key of `SETTINGS`.
+      naming: one of `NAMINGS`.
+      amplitude: the variance of the noise on the last half of the coordinates.
+      seed: the seed of W(0), the training and the views of the forecast.
       named, collapsed: how many of the 16.
       precision: |P_named P_collapsed|_F^2 / named, P the projections on the two spaces; None where none is named.
       recall: the same, divided by collapsed; None where none collapsed.
     """
 
-    loss: str
+    setting: str
     naming: str
     amplitude: float
     seed: int
@@ -51,16 +63,12 @@ class Cell:
 
 
 def toy_cells(
-    *,
-    amplitudes: Sequence[float] = AMPLITUDES,
-    seeds: int = SEEDS,
-    steps: int = STEPS,
-    pairs: int = PAIRS,
+    *, amplitudes: Sequence[float] = AMPLITUDES, seeds: int = SEEDS, steps: int = STEPS, pairs: int = PAIRS
 ) -> list[Cell]:
-    """Trains all models with each loss from the same initial W and compares.
+    """Trains the models of every setting from the same initial W and compares.
 
     Args:
-      amplitudes: variances of the noise on the last half of the coordinates of the second view.
+      amplitudes: variances of the noise.
       seeds: how many.
       steps: of SGD.
       pairs: rows of the forecast.
@@ -70,39 +78,47 @@ def toy_cells(
         loss="info_nce", learning_rate=RATE,
     )  # fmt: skip
     found = simulate(setting, depths=[1], amplitudes=amplitudes, seeds=range(seeds), steps=[0, steps])
-    initial, ends = found.weights[0, :, :, 0, 0], {"eq2": found.weights[0, :, :, 1, 0]}
-    ends["info_nce"] = train_info_nce(initial, amplitudes, steps=steps)
+    initial, eq2 = found.weights[0, :, :, 0, 0], found.weights[0, :, :, 1, 0]
     cells = []
-    for (i, amplitude), seed in ((item, seed) for item in enumerate(amplitudes) for seed in range(seeds)):
-        x, x_prime = draw_views(amplitude, seed, pairs)
-        for loss in LOSSES:
+    for name, (loss, two_sided) in SETTINGS.items():
+        ends = eq2 if loss == "eq2" else train_info_nce(initial, amplitudes, steps=steps, two_sided=two_sided)
+        for (i, amplitude), seed in itertools.product(enumerate(amplitudes), range(seeds)):
+            views = draw_views(amplitude, seed, pairs, two_sided=two_sided)
             temperature = TEMPERATURE if loss == "info_nce" else None
-            predicted = forecast(x, x_prime, initial[i, seed], loss=loss, temperature=temperature)
-            gone = collapsed_directions(ends[loss][i, seed])
+            predicted = forecast(
+                *(rows[:ONE_BATCH] for rows in views), initial[i, seed], loss=loss, temperature=temperature
+            )
+            gone = collapsed_directions(ends[i, seed])
             for naming in NAMINGS:
-                named = named_directions(predicted, naming, x, x_prime)
-                cells.append(Cell(loss, naming, amplitude, seed, named.shape[1], gone.shape[1], *overlap(named, gone)))
+                if naming == "lasting" and loss == "eq2":
+                    continue
+                named = named_directions(predicted, naming, *views)
+                counts = named.shape[1], gone.shape[1]
+                cells.append(Cell(name, naming, amplitude, seed, *counts, *overlap(named, gone)))
+        print(f"{name}: done", flush=True)
     return cells
 
 
-def train_info_nce(initial: np.ndarray, amplitudes: Sequence[float], *, steps: int) -> np.ndarray:
+def train_info_nce(initial: np.ndarray, amplitudes: Sequence[float], *, steps: int, two_sided: bool) -> np.ndarray:
     """SGD on the package's trained loss, cosines and a temperature, over fresh batches; `simulate` knows eq. 2 only.
 
     Args:
       initial: `[amplitudes, seeds, 16, 16]`.
       amplitudes: variances of the noise.
       steps: of SGD.
+      two_sided: whether both views are noisy.
 
     Returns:
       The last W, in the shape of `initial`.
     """
 
     def step(i: Any, w: jax.Array, amplitude: jax.Array, key: jax.Array) -> jax.Array:
-        x, noise = jax.random.normal(jax.random.fold_in(key, i), (2, SAMPLES, DIM)) * VARIANCE**0.5
-        noise = noise * jnp.where(jnp.arange(DIM) < DIM // 2, 0, (amplitude / VARIANCE) ** 0.5)
+        x, *noise = jax.random.normal(jax.random.fold_in(key, i), (3, SAMPLES, DIM))
+        scale = jnp.where(jnp.arange(DIM) < DIM // 2, 0, jnp.sqrt(amplitude))
+        x, x_prime = (VARIANCE**0.5 * x + sides * scale * n for sides, n in zip((two_sided, True), noise, strict=True))
 
         def loss(w: jax.Array) -> jax.Array:
-            return losses.info_nce(x @ w.T, (x + noise) @ w.T, temperature=TEMPERATURE)
+            return losses.info_nce(x @ w.T, x_prime @ w.T, temperature=TEMPERATURE)
 
         return w - RATE * jax.grad(loss)(w)
 
@@ -121,18 +137,23 @@ def train_info_nce(initial: np.ndarray, amplitudes: Sequence[float], *, steps: i
     return np.asarray(train(flat, amplitude, seed, steps=steps)).reshape(initial.shape)
 
 
-def draw_views(amplitude: float, seed: int, pairs: int) -> tuple[np.ndarray, np.ndarray]:
+def draw_views(amplitude: float, seed: int, pairs: int, *, two_sided: bool) -> tuple[np.ndarray, np.ndarray]:
     """New pairs, `[pairs, 16]` each."""
-    rng = np.random.default_rng([seed, 7])
-    x, noise = rng.normal(size=(2, pairs, DIM))
-    return VARIANCE**0.5 * x, VARIANCE**0.5 * x + amplitude**0.5 * noise * (np.arange(DIM) >= DIM // 2)
+    x, *noise = np.random.default_rng([seed, 7]).normal(size=(3, pairs, DIM))
+    scale = amplitude**0.5 * (np.arange(DIM) >= DIM // 2)
+    return VARIANCE**0.5 * x + two_sided * scale * noise[0], VARIANCE**0.5 * x + scale * noise[1]
 
 
 def named_directions(predicted: Forecast, naming: str, x: np.ndarray, x_prime: np.ndarray) -> np.ndarray:
     """An orthonormal basis `[16, k]` of the directions that a naming expects to collapse."""
-    if naming == "negative rates":
+    if naming == "rates":
         return predicted.directions[:, : predicted.negative]
-    values, vectors = np.linalg.eigh(2 * np.cov(x.T, bias=True) - (x_prime - x).T @ (x_prime - x) / len(x))
+    if naming == "unused rates":
+        return predicted.unused_directions[:, : predicted.unused_negative]
+    if naming == "lasting":
+        return lasting_directions(x, x_prime, loss="info_nce", temperature=TEMPERATURE, batch_size=SAMPLES).lost
+    noise = (x_prime - x).T @ (x_prime - x) / len(x)
+    values, vectors = np.linalg.eigh(np.cov(x.T, bias=True) + np.cov(x_prime.T, bias=True) - 2 * noise)
     return vectors[:, values < 0]
 
 

@@ -6,6 +6,7 @@
 from dcjax.collapse.arrays import unit_rows
 from dcjax.collapse.covariance import Covariance
 from dcjax.collapse.forecast import Forecast, forecast
+from dcjax.collapse.lasting import Lasting, lasting_directions
 from dcjax.collapse.local import LocalSpectra, local_spectra
 from dcjax.collapse.metrics import METRICS, Interval, Metric, jackknife, metrics
 from dcjax.collapse.moments import spectrum
@@ -20,6 +21,7 @@ __all__ = [
     "Covariance",
     "Forecast",
     "Interval",
+    "Lasting",
     "LocalSpectra",
     "MatrixReport",
     "Metric",
@@ -30,6 +32,7 @@ __all__ = [
     "forecast",
     "jackknife",
     "judge",
+    "lasting_directions",
     "local_spectra",
     "matrix_reports",
     "metrics",

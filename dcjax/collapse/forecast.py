@@ -60,8 +60,9 @@ class Forecast:
       matrix: `[d, d]`, X, for the mean of the loss over its rows.
       rates: `[d]`, the eigenvalues of X, ascending: the fastest decay comes first.
       directions: `[d, d]`, the eigenvectors of X as columns, in the order of the rates.
-      unused_rates: `[d]`, ascending, the rates that directions would have if the embedding did not use them: where they
-        are negative, collapse is stable.
+      unused_matrix: `[d, d]`, X without the cross terms of the negatives.
+      unused_rates: `[d]`, its eigenvalues, ascending: the rates that directions would have if the embedding did not use
+        them. Where they are negative, collapse is stable.
       unused_directions: `[d, d]`, as columns, in the order of these rates.
       noise_shares: `[d]`, along each direction the mean square of the difference of two views, divided by twice the
         variance of all rows: 0 where the views agree, 1 where they differ as much as two images do.
@@ -74,6 +75,7 @@ class Forecast:
     matrix: Square
     rates: Float[np.ndarray, " d"]
     directions: Square
+    unused_matrix: Square
     unused_rates: Float[np.ndarray, " d"]
     unused_directions: Square
     noise_shares: Float[np.ndarray, " d"]
@@ -168,12 +170,7 @@ def forecast(
         raise ValueError(f"temperature must be given for the loss {loss}")
     if temperature is not None and not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be positive and finite, found {temperature:g}")
-    first, digits = _matrix("x", x)
-    second, other = _matrix("x_prime", x_prime)
-    if first.shape != second.shape or len(first) < 2:
-        raise ValueError(
-            f"x and x_prime must have one shape [n, d] with n >= 2, found {first.shape} and {second.shape}"
-        )
+    (first, second), digits = paired_rows(x, x_prime)
     if weight is None:
         matrix, z, z_prime = np.eye(first.shape[1]), first, second
     else:
@@ -189,10 +186,11 @@ def forecast(
         matrix=found,
         rates=rates,
         directions=directions,
+        unused_matrix=unused,
         unused_rates=unused_rates,
         unused_directions=unused_directions,
         noise_shares=_noise_shares(covariance, first - second, directions),
-        floor=max(digits, other) * parts,
+        floor=digits * parts,
         weight=matrix,
         rows=covariance,
     )
@@ -278,6 +276,7 @@ def _eq2(x: Rows, x_prime: Rows, z: Embeddings, z_prime: Embeddings, temperature
 
 # Each takes x, x', z, z' and the temperature.
 LOSSES: dict[str, Callable[..., Matrices]] = {"info_nce": _info_nce, "nt_xent": _nt_xent, "eq2": _eq2}
+COSINES = ("info_nce", "nt_xent")
 
 
 def _softmax_slopes(logits: np.ndarray, positives: np.ndarray) -> np.ndarray:
@@ -304,6 +303,20 @@ def _noise_shares(covariance: Covariance, differences: Rows, directions: Square)
 
 def _symmetric(matrix: Square) -> Square:
     return (matrix + matrix.T) / 2
+
+
+def paired_rows(x: Any, x_prime: Any) -> tuple[tuple[Rows, Rows], float]:
+    """Two views in float64, and the relative rounding of their entries.
+
+    Raises:
+      ValueError: they are not two finite arrays of one shape `[n, d]` with n >= 2.
+    """
+    (first, digits), (second, other) = _matrix("x", x), _matrix("x_prime", x_prime)
+    if first.shape != second.shape or len(first) < 2:
+        raise ValueError(
+            f"x and x_prime must have one shape [n, d] with n >= 2, found {first.shape} and {second.shape}"
+        )
+    return (first, second), max(digits, other)
 
 
 def _matrix(name: str, value: Any) -> tuple[np.ndarray, float]:
