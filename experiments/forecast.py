@@ -14,7 +14,6 @@ Look for:  toy: precision and recall near 1 on both sides of the threshold for e
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
@@ -54,7 +53,7 @@ def run_toy(flags: argparse.Namespace) -> dict[str, Any]:
     from experiments import forecast_toy  # loads JAX
 
     cells = forecast_toy.toy_cells(seeds=flags.seeds, steps=flags.steps)
-    return {"steps": flags.steps, "cells": [dataclasses.astuple(cell) for cell in cells]}
+    return {"steps": flags.steps, "rows": forecast_toy.summary(cells)}
 
 
 def run_images(flags: argparse.Namespace) -> dict[str, Any]:

@@ -127,7 +127,6 @@ FORECASTS = {
     "lost directions": "directions that `lasting_directions` does not count",
     "eq. 2": "negative rates of eq. 2's X, r as it is",
     "eq. 2, scaled": "the same with r divided by its rms norm and the root of the temperature",
-    "eq. 2, unused rates": "negative unused rates of the latter",
     "baseline: rank": "minus the effective rank of r at this step",
     "baseline: noise share": "half the mean square of the difference of two views of r, as a share of r's variance",
     "baseline: amplitude": "the amplitude of the augmentation, known without any step",
@@ -182,7 +181,6 @@ def forecasts(run: ImageRun, arrays: Any, step: int) -> dict[str, float]:
         both.shape[1] - lasting.count,
         plain.negative,
         scaled.negative,
-        scaled.unused_negative,
         -effective_rank(np.sqrt(spectrum(unit_rows(views[0])))),
         float(noise / both.var(axis=0).sum()),
         run.amplitude,
@@ -212,12 +210,11 @@ def rank_correlation(predicted: Sequence[float], outcome: Sequence[float], *, dr
     Runs of one amplitude resemble each other, so that the interval is too narrow for amplitudes that were not run.
     """
     of = np.stack([predicted, outcome])
-    rng = np.random.default_rng(0)
-
-    def rho(drawn: np.ndarray) -> float:
-        ranks = stats.rankdata(drawn, axis=1)
-        return float(np.corrcoef(ranks)[0, 1]) if (ranks.std(axis=1) > 0).all() else float("nan")
-
-    found = [rho(of[:, rng.integers(0, of.shape[1], of.shape[1])]) for _ in range(draws)]
-    low, high = np.nanquantile(found, [0.025, 0.975]) if np.isfinite(found).any() else (float("nan"),) * 2
-    return rho(of), float(low), float(high)
+    chosen = np.random.default_rng(0).integers(0, of.shape[1], (draws, of.shape[1]))
+    chosen[0] = np.arange(of.shape[1])  # the runs themselves
+    ranks = stats.rankdata(of[:, chosen], axis=2)
+    ranks -= ranks.mean(axis=2, keepdims=True)
+    products, squares = (ranks[0] * ranks[1]).sum(axis=1), (ranks**2).sum(axis=2).prod(axis=0)
+    rhos = np.divide(products, np.sqrt(squares), out=np.full(draws, np.nan), where=squares > 0)
+    low, high = np.nanquantile(rhos, [0.025, 0.975]) if np.isfinite(rhos).any() else (np.nan, np.nan)
+    return float(rhos[0]), float(low), float(high)

@@ -12,50 +12,40 @@ from dcjax.collapse.plot import COLOURS, save
 from experiments.forecast_images import FORECASTS, OUTCOMES, PROJECTORS, rank_correlation
 from experiments.grid import markdown, mean_of
 
-PLOTTED = ("rates", "lasting", "noise share")
+PLOTTED = ("rates", "lasting", "noise share")  # ways to name the directions of the toy models
+SHOWN = ("named", "precision", "recall")
+TABLE = ("r < 1e-4", "r < 1e-2", "rank of r", "rank of z")
 
 
 def text(record: dict[str, Any]) -> str:
     """The Markdown of both parts, as far as they were run."""
     parts = []
     if "toy" in record:
-        parts.append(_toy_table(record["toy"]))
+        parts.append(_toy_table(record["toy"]["rows"]))
     if "images" in record:
         parts += [_outcome_table(record["images"]["runs"]), _image_tables(record["images"]["runs"])]
     return "\n\n".join(parts)
 
 
-def toy_rows(toy: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """(setting, naming) to a summary of each amplitude: means and half-widths of 95 % intervals over seeds.
-
-    Precision and recall are averaged over the seeds in which they are defined; `None` where that is none.
-    """
-    groups: dict[tuple[str, str, float], list[Sequence[Any]]] = {}
-    for setting, naming, amplitude, *rest in toy["cells"]:
-        groups.setdefault((setting, naming, amplitude), []).append(rest)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for (setting, naming, amplitude), cells in groups.items():
-        _, named, collapsed, precision, recall = zip(*cells, strict=True)
-        row: dict[str, Any] = {"amplitude": amplitude, "seeds": len(cells)}
-        for name, values in (("named", named), ("collapsed", collapsed), ("precision", precision), ("recall", recall)):
-            defined = [value for value in values if value is not None]
-            row[name] = mean_of(defined) if defined else None
-        found.setdefault((setting, naming), []).append(row)
-    return found
-
-
-def _toy_table(toy: dict[str, Any]) -> str:
-    rows = [
-        [setting, f"{item['amplitude']:g}", naming, *(_cell(item[name]) for name in ("collapsed", "named"))]
-        + [_cell(item[name], digits=2) for name in ("precision", "recall")]
-        for (setting, naming), items in toy_rows(toy).items()
-        for item in items
-    ]
-    rows.sort(key=lambda row: (row[0], float(row[1])))
-    header = ["loss, noise", "variance k", "named by", "collapsed of 16", "named", "precision", "recall"]
+def _toy_table(rows: list[dict[str, Any]]) -> str:
+    namings = list(dict.fromkeys(row["naming"] for row in rows))
+    found: dict[tuple[str, float], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["setting"], row["amplitude"]), {})[row["naming"]] = row
+    lines = []
+    for (setting, amplitude), of in found.items():
+        cells = [
+            "; ".join(_cell(of[naming][name], digits=1 if name == "named" else 2) for name in SHOWN)
+            if naming in of
+            else None
+            for naming in namings
+        ]
+        lines.append([setting, f"{amplitude:g}", _cell(next(iter(of.values()))["collapsed"]), *cells])
     return (
-        "Linear toy, Var x = 1/2, noise of variance k on 8 of 16 coordinates. Means over the seeds in which a value is "
-        "defined, ± half-width of the 95 % interval (Student's t).\n\n" + markdown(header, rows)
+        "Linear toy, 16 coordinates of variance 1/2, noise of variance k on 8 of them. Collapsed directions of W, and "
+        "for each way to name them how many are named, precision and recall: means over the seeds in which a value is "
+        "defined, ± half-width of the 95 % interval (Student's t).\n\n"
+        + markdown(["loss, noise", "k", "collapsed", *namings], lines)
     )
 
 
@@ -65,7 +55,7 @@ def _outcome_table(runs: list[dict[str, Any]]) -> str:
         for amplitude in sorted({run["amplitude"] for run in runs}):
             chosen = [run for run in runs if (run["projector"], run["amplitude"]) == (projector, amplitude)]
             if chosen:
-                values = [_cell(mean_of([abs(run["outcomes"][name]) for run in chosen])) for name in OUTCOMES]
+                values = [_cell(_mean([abs(run["outcomes"][name]) for run in chosen])) for name in OUTCOMES]
                 rows.append([projector, f"{amplitude:g}", len(chosen), *values])
     return "Final collapse on the digits, by augmentation amplitude.\n\n" + markdown(
         ["projector", "amplitude", "runs", *OUTCOMES], rows
@@ -79,7 +69,7 @@ def _image_tables(runs: list[dict[str, Any]]) -> str:
         chosen = [run for run in runs if run["projector"] == projector]
         if len(chosen) < 3:
             continue
-        shown = [name for name in OUTCOMES if projector != "none" or "z" not in name]
+        shown = [name for name in TABLE if projector != "none" or "z" not in name]
         rows = []
         for name in FORECASTS:
             for step in steps if name != "baseline: amplitude" else steps[:1]:
@@ -97,8 +87,9 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
     """Draws precision (full) and recall (dotted) of the toy models, and a forecast against the rank of r."""
     panels = []
     if "toy" in record:
-        rows = toy_rows(record["toy"])
-        panels += [functools.partial(_draw_toy, rows=rows, setting=s) for s in dict.fromkeys(key[0] for key in rows)]
+        rows = record["toy"]["rows"]
+        settings = dict.fromkeys(row["setting"] for row in rows)
+        panels += [functools.partial(_draw_toy, rows=rows, setting=setting) for setting in settings]
     if "images" in record:
         runs = record["images"]["runs"]
         panels += [
@@ -107,12 +98,12 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
     save(panels, path)
 
 
-def _draw_toy(axes: Any, *, rows: dict[tuple[str, str], list[dict[str, Any]]], setting: str) -> None:
+def _draw_toy(axes: Any, *, rows: list[dict[str, Any]], setting: str) -> None:
     for colour, naming in zip(COLOURS, PLOTTED, strict=False):
         for name, style in (("precision", "-"), ("recall", ":")):
-            items = [item for item in rows.get((setting, naming), []) if item[name] is not None]
-            if items:
-                x, y = [item["amplitude"] for item in items], [item[name].mean for item in items]
+            of = [row for row in rows if (row["setting"], row["naming"]) == (setting, naming) and row[name] is not None]
+            if of:
+                x, y = [row["amplitude"] for row in of], [row[name][0] for row in of]
                 label = naming if name == "precision" else None
                 axes.plot(x, y, style, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
     axes.set_ylim(-0.05, 1.05)
@@ -136,12 +127,16 @@ def _draw_images(axes: Any, *, runs: list[dict[str, Any]], name: str) -> None:
     axes.legend(fontsize=8)
 
 
-def _cell(value: Any, *, digits: int = 1) -> str:
-    """A mean with its interval; a dash where it is not defined."""
+def _mean(values: Sequence[float]) -> list[float | None]:
+    found = mean_of(values)
+    return [found.mean, found.half_width if found.count > 1 else None]
+
+
+def _cell(value: Sequence[float | None] | None, *, digits: int = 1) -> str:
+    """A mean with its half-width, if it has one; a dash where it is not defined."""
     if value is None:
         return "-"
-    half = f" ± {value.half_width:.{digits}f}" if math.isfinite(value.half_width) else ""
-    return f"{value.mean:.{digits}f}{half}"
+    return " ± ".join(f"{part:.{digits}f}" for part in value if part is not None)
 
 
 def _rho(found: Sequence[float]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from dcjax import losses
 from dcjax.collapse import Forecast, forecast, lasting_directions
 from dcjax.toy import Setting, simulate
+from experiments.grid import mean_of
 
 DIM = 16
 SAMPLES = 128
@@ -62,28 +63,24 @@ class Cell:
     recall: float | None
 
 
-def toy_cells(
-    *, amplitudes: Sequence[float] = AMPLITUDES, seeds: int = SEEDS, steps: int = STEPS, pairs: int = PAIRS
-) -> list[Cell]:
+def toy_cells(*, seeds: int = SEEDS, steps: int = STEPS) -> list[Cell]:
     """Trains the models of every setting from the same initial W and compares.
 
     Args:
-      amplitudes: variances of the noise.
       seeds: how many.
       steps: of SGD.
-      pairs: rows of the forecast.
     """
     setting = Setting(
         dim=DIM, samples=SAMPLES, data_variance=VARIANCE, noise="block", two_sided=False, init="default",
         loss="info_nce", learning_rate=RATE,
     )  # fmt: skip
-    found = simulate(setting, depths=[1], amplitudes=amplitudes, seeds=range(seeds), steps=[0, steps])
+    found = simulate(setting, depths=[1], amplitudes=AMPLITUDES, seeds=range(seeds), steps=[0, steps])
     initial, eq2 = found.weights[0, :, :, 0, 0], found.weights[0, :, :, 1, 0]
     cells = []
     for name, (loss, two_sided) in SETTINGS.items():
-        ends = eq2 if loss == "eq2" else train_info_nce(initial, amplitudes, steps=steps, two_sided=two_sided)
-        for (i, amplitude), seed in itertools.product(enumerate(amplitudes), range(seeds)):
-            views = draw_views(amplitude, seed, pairs, two_sided=two_sided)
+        ends = eq2 if loss == "eq2" else train_info_nce(initial, AMPLITUDES, steps=steps, two_sided=two_sided)
+        for (i, amplitude), seed in itertools.product(enumerate(AMPLITUDES), range(seeds)):
+            views = draw_views(amplitude, seed, PAIRS, two_sided=two_sided)
             temperature = TEMPERATURE if loss == "info_nce" else None
             predicted = forecast(
                 *(rows[:ONE_BATCH] for rows in views), initial[i, seed], loss=loss, temperature=temperature
@@ -167,3 +164,22 @@ def overlap(named: np.ndarray, gone: np.ndarray) -> tuple[float | None, float | 
     """Precision and recall of spaces given by orthonormal bases; None where one of them is empty."""
     shared = float(((named.T @ gone) ** 2).sum())
     return (shared / named.shape[1] if named.shape[1] else None, shared / gone.shape[1] if gone.shape[1] else None)
+
+
+def summary(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """For each setting, amplitude and naming the means over seeds and the half-widths of their 95 % intervals.
+
+    Precision and recall are averaged over the seeds in which they are defined; None where that is none.
+    """
+    groups: dict[tuple[str, float, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.setting, cell.amplitude, cell.naming), []).append(cell)
+    rows = []
+    for (setting, amplitude, naming), group in groups.items():
+        row: dict[str, Any] = {"setting": setting, "amplitude": amplitude, "naming": naming, "seeds": len(group)}
+        for name in ("collapsed", "named", "precision", "recall"):
+            values = [value for cell in group if (value := getattr(cell, name)) is not None]
+            found = mean_of(values) if values else None
+            row[name] = None if found is None else [found.mean, found.half_width if found.count > 1 else None]
+        rows.append(row)
+    return rows
