@@ -164,12 +164,7 @@ def forecast(
     References:
       Jing et al., ICLR 2022, Lemma 2 and Theorem 1 for `eq2`. The cosine losses follow from the same argument.
     """
-    if loss not in LOSSES:
-        raise ValueError(not_known("loss", loss, LOSSES))
-    if temperature is None and loss != "eq2":
-        raise ValueError(f"temperature must be given for the loss {loss}")
-    if temperature is not None and not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite, found {temperature:g}")
+    check_loss(loss, temperature)
     (first, second), digits = paired_rows(x, x_prime)
     if weight is None:
         matrix, z, z_prime = np.eye(first.shape[1]), first, second
@@ -303,6 +298,16 @@ def _noise_shares(covariance: Covariance, differences: Rows, directions: Square)
 
 def _symmetric(matrix: Square) -> Square:
     return (matrix + matrix.T) / 2
+
+
+def check_loss(loss: str, temperature: float | None) -> None:
+    """Raises `ValueError` for a loss that is not known, or a temperature that it cannot have."""
+    if loss not in LOSSES:
+        raise ValueError(not_known("loss", loss, LOSSES))
+    if temperature is None and loss != "eq2":
+        raise ValueError(f"temperature must be given for the loss {loss}")
+    if temperature is not None and not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, found {temperature:g}")
 
 
 def paired_rows(x: Any, x_prime: Any) -> tuple[tuple[Rows, Rows], float]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dcjax.collapse.forecast import COSINES, forecast, paired_rows
+from dcjax.collapse.forecast import COSINES, LOSSES, check_loss, paired_rows
 
 # Directions with a smaller share of the largest variance carry nothing that could be whitened.
 NEGLIGIBLE = 1e-12
@@ -65,8 +65,9 @@ def lasting_directions(
     """
     if loss not in COSINES:
         raise ValueError(f"loss must be {' or '.join(COSINES)}, found {loss}")
+    check_loss(loss, temperature)
     first, second = (rows - rows.mean(axis=0) for rows in paired_rows(x, x_prime)[0])
-    size = batch_size or len(first)
+    size = len(first) if batch_size is None else batch_size
     if not 2 <= size <= len(first):
         raise ValueError(f"batch_size must be from 2 to the {len(first)} rows, found {batch_size}")
     values, vectors = np.linalg.eigh((first.T @ first + second.T @ second) / (2 * len(first)))
@@ -84,9 +85,9 @@ def lasting_directions(
         """Whether the direction after the first `used` ones grows from nothing."""
         rate = 0.0
         for start in range(0, len(first) - size + 1, size):
-            rows = first[start : start + size, : used + 1], second[start : start + size, : used + 1]
-            found = forecast(*rows, np.eye(used + 1)[:used], loss=loss, temperature=temperature)
-            rate += float(found.unused_matrix[-1, -1])
+            x, x_prime = (view[start : start + size, : used + 1] for view in (first, second))
+            _, unused, _ = LOSSES[loss](x, x_prime, x[:, :used], x_prime[:, :used], temperature)
+            rate += float(unused[-1, -1])
         return rate > 0
 
     low, high = 1, len(correlations)  # the first direction lasts; `high` is the least count known to be enough
