@@ -5,12 +5,15 @@ Claim:     where augmentation is stronger than the data, X has negative eigenval
            not linear.
 Command:   python -m experiments.forecast --part=toy
            python -m experiments.forecast --part=images
-Cost:      toy: ten minutes of one CPU core. images: 30 runs on scikit-learn's digits, two minutes of one core each;
-           a stopped command goes on with the first run that has no file in --work, and --runs=0 reports what is there.
-Look for:  toy: precision and recall near 1 on both sides of the threshold for eq. 2, and not for InfoNCE, whose
-           initial rates say little; its collapse is that of `lasting_directions`. images: Spearman's rho between a
-           forecast from an early step and the final collapse over the runs of a projector, beside the simplest
-           baselines.
+Cost:      toy: five to ten minutes of one CPU core. images: 30 runs on scikit-learn's digits, two minutes of one core
+           each; a stopped command goes on with the first run that has no file in --work, and --runs=0 reports what is
+           there.
+Look for:  toy, eq. 2: the initial rates name the directions that collapse, from a little above the threshold k = 1 on;
+           just above it not all that are named have collapsed yet. toy, InfoNCE: its initial rates name about five of
+           16 directions at every k and say little; `lasting_directions` names those that collapse, but within a quarter
+           or so of the threshold, and the share of the noise alone names them far too early. images: Spearman's rho
+           between a forecast from an early step and the final collapse over the runs of a projector, beside the
+           baselines. A forecast is worth its cost only where it beats the share of the noise and the amplitude.
 """
 
 import argparse

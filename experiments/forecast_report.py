@@ -84,7 +84,7 @@ def _image_tables(runs: list[dict[str, Any]]) -> str:
 
 
 def draw(record: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws precision (full) and recall (dotted) of the toy models, and a forecast against the rank of r."""
+    """Draws how many directions of the toy models are named and collapse, and two forecasts against the rank of r."""
     panels = []
     if "toy" in record:
         rows = record["toy"]["rows"]
@@ -93,23 +93,23 @@ def draw(record: dict[str, Any], path: pathlib.Path) -> None:
     if "images" in record:
         runs = record["images"]["runs"]
         panels += [
-            functools.partial(_draw_images, runs=runs, name=name) for name in ("negative rates", "lost directions")
+            functools.partial(_draw_images, runs=runs, name=name)
+            for name in ("negative rates", "baseline: noise share")
         ]
     save(panels, path)
 
 
 def _draw_toy(axes: Any, *, rows: list[dict[str, Any]], setting: str) -> None:
-    for colour, naming in zip(COLOURS, PLOTTED, strict=False):
-        for name, style in (("precision", "-"), ("recall", ":")):
-            of = [row for row in rows if (row["setting"], row["naming"]) == (setting, naming) and row[name] is not None]
-            if of:
-                x, y = [row["amplitude"] for row in of], [row[name][0] for row in of]
-                label = naming if name == "precision" else None
-                axes.plot(x, y, style, color=colour, marker="o", markersize=3, linewidth=1.2, label=label)
-    axes.set_ylim(-0.05, 1.05)
-    axes.set_xscale("log")
-    axes.set_xlabel("variance k of the noise")
-    axes.set_ylabel("precision (full), recall (dotted)")
+    of = {naming: [row for row in rows if (row["setting"], row["naming"]) == (setting, naming)] for naming in PLOTTED}
+    amplitudes = [row["amplitude"] for row in of["rates"]]
+    axes.plot(amplitudes, [row["collapsed"][0] for row in of["rates"]], color="#BBBBBB", linewidth=5, label="collapsed")
+    for colour, naming, style in zip(COLOURS, PLOTTED, ("-", "--", ":"), strict=False):
+        if of[naming]:
+            named = [row["named"][0] for row in of[naming]]
+            axes.plot(amplitudes, named, style, color=colour, marker="o", markersize=3, linewidth=1.2, label=naming)
+    axes.set_ylim(-0.4, 8.8)
+    axes.set_xlabel("variance k of the noise on 8 of 16 coordinates")
+    axes.set_ylabel("directions: collapsed, named by")
     axes.set_title(setting, fontsize=9)
     axes.legend(fontsize=7)
 
