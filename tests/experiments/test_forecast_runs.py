@@ -8,6 +8,7 @@ from scipy import stats
 
 from experiments import forecast, forecast_images, forecast_toy
 from experiments.forecast_images import FORECASTS, OUTCOMES, ImageRun
+from experiments.records import RESULTS
 
 
 def test_strong_noise_is_named_and_collapses(tmp_path, monkeypatch, capsys):
@@ -102,3 +103,17 @@ def test_a_run_leaves_its_early_views(tmp_path):
         np.testing.assert_allclose(arrays["r"] @ arrays["w_views"].T, arrays["z"], rtol=1e-3, atol=1e-3)
     (found,) = forecast_images.measured(tmp_path)
     assert found["loss"][0] > 3
+
+
+def test_the_committed_toy_models_collapse_as_forecast():
+    """Away from the threshold: eq. 2 by its rates, InfoNCE by the directions that last."""
+    rows = json.loads((RESULTS / "forecast.json").read_text())["toy"]["rows"]
+    near = {"eq. 2, noise on one view": (0.75, 1.25), "InfoNCE, noise on one view": (2,)}
+    near["InfoNCE, noise on both views"] = (1, 1.25)
+    for row in rows:
+        low, high = min(near[row["setting"]]), max(near[row["setting"]])
+        if row["naming"] == ("rates" if row["setting"].startswith("eq. 2") else "lasting"):
+            assert row["seeds"] == 10
+            if not low <= row["amplitude"] <= high:
+                assert row["named"][0] == row["collapsed"][0], row
+                assert row["named"][0] == 0 or min(row["precision"][0], row["recall"][0]) > 0.99
