@@ -74,7 +74,7 @@ def train(run: ImageRun, file: pathlib.Path, *, early: tuple[int, ...] = EARLY, 
     import jax
 
     from dcjax.components import build
-    from dcjax.evaluation.embeddings import view_embedder
+    from dcjax.evaluation.embeddings import view_embeddings
     from dcjax.pretrain import compile_step, make_optimizer, make_schedule, run_lengths
     from dcjax.runtime.mesh import replicated, to_devices
     from dcjax.runtime.randomness import Stream
@@ -90,13 +90,12 @@ def train(run: ImageRun, file: pathlib.Path, *, early: tuple[int, ...] = EARLY, 
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
     step = compile_step(components, optimizer, schedule)
-    embed = view_embedder(components, test)
 
     def initial() -> Any:
         return init_state(components.network, optimizer, seed=settings.seed, image_size=settings.data.image_size)
 
     def record(state: Any, number: int | str) -> dict[str, np.ndarray]:
-        views = embed(state.variables)
+        views = view_embeddings(components, state.variables, test)
         found = {f"{name}_{number}": views[name] for name in ("r", "r_prime")}
         if run.projector == "linear":
             found[f"w_{number}"] = np.asarray(state.params["projector"]["linear"]["kernel"]).T
