@@ -81,6 +81,7 @@ def look(
         quantities = Quantities(rows, others)
         found |= {f"{name}/{key}": value for key, value in measure(quantities, MEASURES).items()}
         found |= {f"{name}/{key}": value for key, value in similarities(rows, others).items()}
+        found[f"{name}/noise_share"] = noise_share(rows, others)
         verdict = judge(quantities)
         if verdict.collapsed is not None:  # otherwise the rows are too few to tell
             constant = int(Directions(quantities, TOLERANCE).constant.sum())
@@ -103,6 +104,17 @@ def similarities(rows: np.ndarray, rows_prime: np.ndarray) -> dict[str, float]:
     total = float(units.sum(axis=0) @ others.sum(axis=0))
     negative = (total - positive) / (count * (count - 1)) if count > 1 else float("nan")
     return {"positive_similarity": positive / count, "negative_similarity": negative}
+
+
+def noise_share(rows: np.ndarray, rows_prime: np.ndarray) -> float:
+    """How much of the variance the augmentation makes: half the mean squared distance of two views, over the variance.
+
+    0 where the views of an image agree, 1 where they differ as much as those of two images; nan without any variance.
+    """
+    both = np.concatenate([rows, rows_prime]).astype(np.float64)
+    spread = both.var(axis=0).sum()
+    noise = ((both[: len(rows)] - both[len(rows) :]) ** 2).sum(axis=1).mean() / 2
+    return float(noise / spread) if spread else float("nan")
 
 
 def warnings_of(history: Sequence[Mapping[str, Any]], seen: Look, *, warmup_steps: int = 0) -> dict[str, str]:

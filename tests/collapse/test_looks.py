@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcjax.collapse import metrics, spectrum
-from dcjax.collapse.monitor import MEASURES, Look, look, similarities, warnings_of
+from dcjax.collapse.monitor import MEASURES, Look, look, noise_share, similarities, warnings_of
 from dcjax.collapse.plot import spectra_image
 from dcjax.collapse.weights import projector_alignment
 
@@ -77,6 +77,18 @@ def test_similarities():
     found = similarities(z, z_prime)
     assert found["positive_similarity"] == pytest.approx(np.mean(slow[True]), rel=1e-12)
     assert found["negative_similarity"] == pytest.approx(np.mean(slow[False]), rel=1e-10)
+
+
+def test_the_share_of_the_augmentation():
+    """Signal and noise of known variances; unrelated views; the same views."""
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal((5000, 8))
+    views = [signal + 0.5 * rng.standard_normal(signal.shape) + 3 for _ in range(2)]
+    # E |z - z'|^2 / 2 = 0.25 of 1.25 a coordinate; 40,000 squares scatter by 1 / sqrt(20,000)
+    assert noise_share(*views) == pytest.approx(0.2, rel=0.03)
+    assert noise_share(signal, rng.standard_normal(signal.shape)) == pytest.approx(1, rel=0.03)
+    assert noise_share(signal, signal) == 0
+    assert np.isnan(noise_share(np.ones((3, 2)), np.ones((3, 2))))
 
 
 def test_the_alignment_of_a_projector():
