@@ -142,7 +142,7 @@ def forecast(
 ) -> Forecast:
     """Forecasts which directions of x a linear layer behind it, or x itself as an embedding, gains and loses.
 
-    The memory is O(n^2 + n d + d^2); n = 2,000 and d = 2,048 take a few seconds.
+    The memory is O(n^2 + n d + d^2); n = 2,000 and d = 2,048 take some ten seconds of a CPU core.
 
     Args:
       x: `[n, d]`, rows of the first view, an array of any library; as a rule r of a few hundred to a few thousand

@@ -14,6 +14,7 @@ ABOUT = {
     "participation_ratio": "dimensions in use, weighted to the largest; higher is better",
     "stable_rank": "squared singular values over the largest; higher is better",
     "collapsed": "directions at or below a millionth of the largest; 0 is best",
+    "noise_share": "how much of the variance the augmentation makes; 1 if two views differ as two images do",
     "lost": "those of the collapsed directions that are no single dead column",
     "unit_std": "spread of the columns of unit rows; 1 where they spread evenly, 0 for a point",
     "mean_cosine": "of two different rows",
@@ -25,7 +26,16 @@ ABOUT = {
 }
 HIDDEN = {"dim"}  # does not change
 # The measures that a comparison draws first, before others are left out.
-FIRST = ("effective_rank", "collapsed", "alignment", "uniformity", "positive_similarity", "negative_similarity", "lost")
+FIRST = (
+    "effective_rank",
+    "collapsed",
+    "alignment",
+    "uniformity",
+    "positive_similarity",
+    "negative_similarity",
+    "lost",
+    "noise_share",
+)
 TRAINING = {
     "online_accuracy": "of the classifier on r that is trained alongside",
     "online_loss": "of that classifier",
