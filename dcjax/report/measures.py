@@ -14,6 +14,8 @@ ABOUT = {
     "participation_ratio": "dimensions in use, weighted to the largest; higher is better",
     "stable_rank": "squared singular values over the largest; higher is better",
     "collapsed": "directions at or below a millionth of the largest; 0 is best",
+    "projector/alignment": "of its singular directions with the last convolution's, in their order; 1 is aligned",
+    "projector/overlap": "of the spaces of the strongest eighth of these directions",
     "noise_share": "how much of the variance the augmentation makes; 1 if two views differ as two images do",
     "lost": "those of the collapsed directions that are no single dead column",
     "unit_std": "spread of the columns of unit rows; 1 where they spread evenly, 0 for a point",
@@ -50,6 +52,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def about(group: str, measure: str) -> str:
+    """What a measure of r, z or the projector is."""
+    return ABOUT.get(measure if group in PARTS else f"{group}/{measure}", "")
+
+
 def monitor_panels(run: Run) -> dict[tuple[str, str], dict[str, Curve]]:
     """The monitor's scalars by figure: (title, about) to the curves by label. Measures of r and z share a figure."""
     panels: dict[tuple[str, str], dict[str, Curve]] = {}
@@ -58,7 +65,7 @@ def monitor_panels(run: Run) -> dict[tuple[str, str], dict[str, Curve]]:
         if not slash or measure in HIDDEN:
             continue
         title = words(measure) if group in PARTS else f"{words(group)}: {words(measure)}"
-        panels.setdefault((title, ABOUT.get(measure, "")), {})[group] = curve
+        panels.setdefault((title, about(group, measure)), {})[group] = curve
     return panels
 
 
@@ -90,7 +97,7 @@ def comparison_panels(runs: list[Run]) -> dict[tuple[str, str], dict[int, Curve]
         group, _, measure = name.partition("/")
         title = f"{words(measure)} of {group}" if group in PARTS else f"{words(group)}: {words(measure)}"
         curves = {index: run.monitor[name] for index, run in enumerate(runs) if name in run.monitor}
-        panels[title, ABOUT.get(measure, "")] = curves
+        panels[title, about(group, measure)] = curves
     return panels
 
 
