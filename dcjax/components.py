@@ -37,7 +37,7 @@ from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicate
 from dcjax.runtime.randomness import Stream, device_key, host_seed
 from dcjax.schema import Config, DataConfig, check_config, section, with_values
 from dcjax.training.checkpoint import open_run
-from dcjax.training.monitor import Monitor, view_batches
+from dcjax.training.monitor import Monitor, images_wanted, view_batches
 
 PREFETCH = 2  # batches that the host reads ahead
 EVAL_IMAGES = 128  # images that a device encodes at a time; at 224 px, a ResNet-50's float32 activations take 3 GB
@@ -183,27 +183,30 @@ class Components:
             loader.close()
 
     def monitor(self) -> Monitor | None:
-        """The monitor of the training, on test images or else on training images; None if it is off.
+        """The monitor of the training, on test images or, where those are too few, training images; None if it is off.
 
         Raises:
-          SettingError: `monitor.images` is more than there are, or no multiple of the devices.
+          SettingError: `monitor.images` is more than there are, or the devices cannot share it in even batches.
         """
         config, settings = self.config, self.config.monitor
         if settings.every_steps is None:
             return None
+        projector = self.exact_network.projector
+        width = max(self.width, getattr(projector, "features", 0))
         source, split = self.test_source, "test"
-        if source is None or len(source) < self.mesh.size:
+        enough = max(settings.images or min(images_wanted(0, width), len(self.train_source)), self.mesh.size)
+        if source is None or (len(source) < enough and not settings.images):
             source, split = self.train_source, "training"
-        largest = {"width": self.width, "largest": self.eval_batch_size, "mesh": self.mesh}
-        size, count = view_batches(len(source), wanted=settings.images, **largest)
-        batches = list(self.view_batches(source, batch_size=size, batches=count))
+        # Half as many images as without augmentation, because of each there are two views.
+        largest = max(self.eval_batch_size // 2 // self.mesh.size, 1) * self.mesh.size
+        size, count = view_batches(len(source), setting=settings.images, width=width, largest=largest, mesh=self.mesh)
         if jax.process_index() == 0:
+            few = "" if size * count > width else f" (too few for a verdict on {width} dimensions)"
             print(
                 f"dcjax: every {settings.every_steps} steps the monitor looks at two views of {size * count} {split} "
-                "images",
+                f"images{few}",
                 flush=True,
             )
-        projector = self.exact_network.projector
 
         def linear(r: jax.Array, variables: Any) -> jax.Array:
             own = {name: tree["projector"] for name, tree in variables.items() if "projector" in tree}
@@ -212,7 +215,7 @@ class Components:
         chances = [chance_loss(config.loss.name, pairs) for pairs in (config.batch_size, size * count)]
         return Monitor(
             self.encode_views,
-            batches,
+            lambda: list(self.view_batches(source, batch_size=size, batches=count)),
             self.mesh,
             loss=functools.partial(LOSSES[config.loss.name], temperature=config.loss.temperature),
             chances=dict(zip(("chance", "loss_chance"), chances, strict=True)),

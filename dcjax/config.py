@@ -20,6 +20,7 @@ from dcjax.runtime.files import replace_text
 from dcjax.schema import KEYS, SECTIONS, Config, as_config_dict, flatten, from_keys, unknown_key
 
 CONFIG_FILE, COMMAND_FILE = "config.json", "command.json"
+AGAIN = "runs/again"  # the folder in a command that trains a run anew: its own would resume it
 # The length of a run. It changes the learning-rate schedule, so `dcjax.pretrain.check_length` decides on a new length.
 LENGTH = ("total_epochs", "total_steps")
 
@@ -122,10 +123,10 @@ def add_config_flags(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The command that a run comes from, for reports.
+    """The command line that a run comes from, for reports.
 
     Attributes:
-      command: the command line.
+      command: a command that trains the run's config anew, in another folder.
       config: its `--config`.
       changes: key to its value in that config file and its value in the run, where the two differ.
     """
@@ -135,17 +136,18 @@ class Origin:
     changes: dict[str, tuple[Any, Any]]
 
 
-def origin(argv: Sequence[str], spec: str, config: Config) -> Origin:
-    """The origin of a run of `dcjax main`; the config file is run once more.
+def origin_of(spec: str, base: Any, config: Config) -> Origin:
+    """The origin of a config.
 
     Args:
-      argv: the arguments of `dcjax main`.
-      spec: its `--config`.
-      config: the config that `config_from_flags` made of them.
+      spec: the `--config` of the command.
+      base: what the config file gives.
+      config: the same with the flags of the command.
     """
-    base, values = flatten(load_config(spec)), flatten(config)
-    changes = {name: (base[name], value) for name, value in values.items() if base[name] != value}
-    return Origin(shlex.join(["dcjax", "main", *argv]), spec, changes)
+    before, values = flatten(base), flatten(config)
+    changes = {name: (before[name], value) for name, value in values.items() if before[name] != value}
+    flags = [f"--config.{name}={value}" for name, (_, value) in changes.items()]
+    return Origin(shlex.join(["dcjax", "main", f"--config={spec}", *flags, f"--workdir={AGAIN}"]), spec, changes)
 
 
 def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:
@@ -156,7 +158,7 @@ def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> t
       argv: the arguments without the program's name.
 
     Returns:
-      The checked config, and all flags.
+      The checked config, and all flags, among them `origin`.
 
     Raises:
       SettingError: `--config` is missing, a key or flag is unknown, a key cannot have its value or would have no
@@ -172,7 +174,9 @@ def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> t
         parser.error("--config=FILE is required, e.g. --config=configs/quickstart.py")
     texts = {name: getattr(flags, f"config.{name}") for name in KEYS}
     given = {name: KEYS[name].parse(text) for name, text in texts.items() if text is not None}
-    config = from_keys(flatten(load_config(flags.config)) | given)
+    base = load_config(flags.config)
+    config = from_keys(flatten(base) | given)
+    flags.origin = origin_of(flags.config, base, config)
     counts = {"total_epochs": config.total_steps, "optimizer.warmup_epochs": config.optimizer.warmup_steps}
     for epochs, steps in counts.items():
         if epochs in given and steps is not None:
@@ -190,7 +194,7 @@ def write_config(workdir: pathlib.Path, config: Config) -> None:
 
 
 def write_origin(workdir: pathlib.Path, origin: Origin) -> None:
-    """Writes `command.json`."""
+    """Writes `command.json`, of the last command that trained the run."""
     replace_text(workdir / COMMAND_FILE, json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
 
 

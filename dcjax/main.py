@@ -10,7 +10,7 @@ package is used. --config.KEY=VALUE sets any key of the config; docs/config.md l
 import pathlib
 from collections.abc import Sequence
 
-from dcjax.config import add_config_flags, config_from_flags, origin
+from dcjax.config import add_config_flags, config_from_flags
 from dcjax.runtime import cli, processes
 
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     from dcjax.pretrain import pretrain
 
     with processes.one_of_several():
-        pretrain(config, workdir, extend=flags.extend, origin=origin(argv, flags.config, config))
+        pretrain(config, workdir, extend=flags.extend, origin=flags.origin)
         if config.probe.after_training:
             probe(workdir, devices=config.devices)
 

@@ -1,5 +1,6 @@
 """Contrastive pre-training: read `pretrain` from top to bottom."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -27,6 +28,7 @@ from dcjax.runtime.randomness import Stream
 from dcjax.schema import Config, flatten, from_keys, section
 from dcjax.training.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
 from dcjax.training.metrics import MetricsWriter, NotFiniteError, StepMetrics
+from dcjax.training.monitor import Monitor
 from dcjax.training.optim import lars, warmup_cosine
 from dcjax.training.signals import StopRequest
 from dcjax.training.state import TrainState, init_state
@@ -91,11 +93,7 @@ def pretrain(
     loader = components.train_batches(source, batch_size=settings.batch_size, stream=Stream.ORDER, **crops)
     loader.seek(step)
     lengths = {"total_steps": total_steps, "warmup_steps": warmup_steps}
-    log = open_log(components, saved, workdir, origin=origin, **lengths)
-
-    def look() -> None:
-        if monitor is not None:
-            log.expect(step, monitor.look(step, state.variables))
+    log = open_log(components, monitor, saved, workdir, origin=origin, **lengths)
 
     def save() -> None:
         position = {"step": step, "batch_size": settings.batch_size, "seed": settings.seed, "data": source.fingerprint}
@@ -104,10 +102,12 @@ def pretrain(
 
     # The loop.
     first_step = step
-    with StopRequest() as stop:  # includes the last checkpoint, since a signal may come twice
+    # The request includes the last checkpoint, since a signal may come twice.
+    with StopRequest() as stop, contextlib.ExitStack() as opened:
+        for part in (checkpointer, loader, log):  # each is closed, whatever happens in the others; the log first
+            opened.callback(part.close)
         try:
-            if step == 0:
-                look()
+            log.look(step, state.variables)
             while step < total_steps and not stop.reached(step):
                 with section("data"):
                     batch = to_devices(next(loader), mesh)
@@ -115,8 +115,7 @@ def pretrain(
                     state, metrics = train_step(state, batch)
                 step += 1
                 log.push(step, metrics)
-                if step == total_steps or step % (settings.monitor.every_steps or total_steps) == 0:
-                    look()  # dispatched before the next step takes over the memory of this state
+                log.look(step, state.variables)  # dispatched before the next step takes over the memory of this state
                 if step % settings.checkpoint_every_steps == 0 and step < total_steps:
                     log.drain()  # raises if the state that is about to be saved is not finite
                     save()
@@ -129,12 +128,6 @@ def pretrain(
                 log.drain()
                 save()
             raise
-        finally:
-            log.close()
-            loader.close()
-            if monitor is not None:
-                monitor.close()
-            checkpointer.close()
     if step < total_steps:
         raise StoppedRunError(f"stopped at step {step} of {total_steps}; the same command goes on from there")
 
@@ -164,6 +157,7 @@ def compile_step(
 
 def open_log(
     components: Components,
+    monitor: Monitor | None,
     saved: "Saved | None",
     workdir: pathlib.Path,
     *,
@@ -191,7 +185,14 @@ def open_log(
         warmup_steps=warmup_steps,
         chance=chance_loss(config.loss.name, config.batch_size),
     )
-    return StepMetrics(writer, every=config.log_every_steps, batch_size=config.batch_size, sums=unlogged)
+    return StepMetrics(
+        writer,
+        every=config.log_every_steps,
+        batch_size=config.batch_size,
+        sums=unlogged,
+        monitor=monitor,
+        look_every=config.monitor.every_steps,
+    )
 
 
 def run_lengths(config: Config, images: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """The monitor's warnings: runs that were made to fail are warned about, healthy ones are not.
 
 Claim:     a run whose augmentation, temperature or learning rate breaks it is warned about within its first 150 steps;
-           healthy runs with each kind of projector never are.
+           healthy runs never are.
 Command:   python -m experiments.monitor     (--seeds=N; --kinds=KIND ...; what is done is not repeated)
 Cost:      35 runs of about a minute of a CPU core.
 Look for:  a step for each run of the broken kinds, none for the healthy ones; how near those come to the
@@ -17,6 +17,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from dcjax.collapse.monitor import Look, signs_of, warnings_of
 from dcjax.runtime import cli
 from dcjax.runtime.errors import InterruptedRunError
 from dcjax.runtime.files import replace_text
@@ -25,7 +28,7 @@ from experiments.grid import markdown
 from experiments.records import RESULTS, commit, rounded
 from experiments.run import with_threads
 
-EVERY = 25
+EVERY, WARMUP = 25, 40  # steps; the second is the quickstart's
 MLP = {"projector.name": "mlp", "projector.hidden": 64, "projector.features": 32}
 # Views that share nothing but a few pixels: crops of 2 to 100 % of a digit, in any brightness, blurred and inverted.
 STRONG = {
@@ -46,35 +49,42 @@ STEPS = {True: 300, False: 150}
 
 
 def train(kind: str, seed: int, work: pathlib.Path) -> dict[str, Any]:
-    """Trains a run and returns the looks of its monitor, and its exit status."""
+    """Trains a run, unless its folder holds it whole, and returns the looks of its monitor."""
     healthy, changes = KINDS[kind]
     workdir = work / f"{kind.replace(' ', '_').replace(',', '')}_{seed}"
     settings = {"seed": seed, "monitor.every_steps": EVERY, "total_steps": STEPS[healthy], "devices": 1}
     settings |= {"probe.after_training": False, **changes}
     flags = [f"--config.{key}={value}" for key, value in settings.items()]
     command = [sys.executable, "-m", "dcjax.main", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
-    done = subprocess.run(command, env=with_threads(os.environ, 1), capture_output=True, text=True)
-    if done.returncode not in (0, 2):
-        raise InterruptedRunError(f"a run of '{kind}' ended with the status {done.returncode}: {done.stderr[-300:]}")
     looks = read_looks(workdir)
-    keep = ("loss", "loss_chance", "r/effective_rank", "z/effective_rank", "r/collapsed", "z/collapsed", "z/lost")
-    return {
-        "status": done.returncode,
-        "warnings": [[look["step"], name] for look in looks for name in look["warnings"]],
-        "message": done.stderr.strip().splitlines()[-1] if done.returncode else "",
-        "looks": [
-            {"step": look["step"], **{name: look["monitor"][name] for name in keep if name in look["monitor"]}}
-            for look in looks
-        ],
-    }
+    if not looks or looks[-1]["step"] < STEPS[healthy]:
+        done = subprocess.run(command, env=with_threads(os.environ, 1), capture_output=True, text=True)
+        if done.returncode:
+            raise InterruptedRunError(f"a run of '{kind}' ended with status {done.returncode}: {done.stderr[-300:]}")
+        looks = read_looks(workdir)
+    return {"looks": [{name: look[name] for name in ("step", "monitor", "verdict")} for look in looks]}
+
+
+def warnings_in(run: Mapping[str, Any]) -> list[tuple[int, str]]:
+    """The step and the kind of each warning that the monitor gives at the looks of a run."""
+    history: list[dict[str, Any]] = []
+    found = []
+    for row in run["looks"]:
+        words = dict.fromkeys("rz", "")
+        spectra = {name: np.ones(1) for name in row["verdict"]}
+        seen = Look(row["step"], row["monitor"], row["verdict"], words, spectra)
+        signs = signs_of(history, seen, warmup_steps=WARMUP)
+        found += [(row["step"], kind) for kind in warnings_of(history, signs)]
+        history.append({**row, "signs": sorted(signs)})
+    return found
 
 
 def summary(record: Mapping[str, Mapping[str, Any]]) -> str:
     """The table: for each kind, the step and kind of the first warning of every seed, and the nearest approach."""
     rows = []
     for kind, runs in record.items():
-        firsts = [run["warnings"][0] if run["warnings"] else None for run in runs.values()]
-        looks = [look for run in runs.values() for look in run["looks"] if look["step"] > 0]
+        firsts = [next(iter(warnings_in(run)), None) for run in runs.values()]
+        looks = [look["monitor"] for run in runs.values() for look in run["looks"] if look["step"] >= WARMUP]
         below = min((1 - look["loss"] / look["loss_chance"] for look in looks), default=float("nan"))
         rows.append(
             [
@@ -84,22 +94,22 @@ def summary(record: Mapping[str, Mapping[str, Any]]) -> str:
                 ", ".join(f"{first[0]} ({first[1]})" if first else "-" for first in firsts),
                 f"{100 * below:.1f} %",
                 f"{min(fall(run, name) for run in runs.values() for name in 'rz'):.2f}",
-                f"{max((look.get('r/collapsed', 0) for look in looks), default=0):.0f} of 64",
+                f"{max(look['r/collapsed'] for look in looks):.0f}, {max(look['r/lost'] for look in looks):.0f}",
             ]
         )
     header = [
         "kind", "seeds", "warned", "first warning: step (kind)", "loss, least below its chance line",
-        "lowest rank / highest before", "most collapsed directions of r",
+        "lowest effective rank / highest before", "of 64 directions of r, most collapsed, lost",
     ]  # fmt: skip
-    return markdown(header, rows)
+    return markdown(header, rows) + f"\n\nThe last three columns: looks after the {WARMUP} steps of the warm-up."
 
 
 def fall(run: Mapping[str, Any], name: str) -> float:
-    """The least effective rank of a run as a share of the largest before it, after the first step."""
+    """The least effective rank of a run as a share of the largest before it, after the warm-up."""
     best, least = 0.0, 1.0
     for look in run["looks"]:
-        rank = look.get(f"{name}/effective_rank")
-        if look["step"] == 0 or rank is None:
+        rank = look["monitor"].get(f"{name}/effective_rank")
+        if look["step"] < WARMUP or rank is None:
             continue
         best = max(best, rank)
         least = min(least, rank / best)
@@ -125,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
             ordered = {kind: dict(sorted(record[kind].items())) for kind in KINDS if kind in record}
             lines = ",\n".join(f'"{kind}": {json.dumps(runs)}' for kind, runs in ordered.items())
             replace_text(file, "{\n" + lines + "\n}\n")
-            print(f"{kind}, seed {seed}: {run['warnings'] or 'no warning'}", flush=True)
+            print(f"{kind}, seed {seed}: {warnings_in(run) or 'no warning'}", flush=True)
             record = ordered
     text = summary(record)
     replace_text(file.with_suffix(".md"), text + "\n")

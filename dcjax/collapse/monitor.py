@@ -21,12 +21,14 @@ MEASURES = (
     "uniformity", "alignment",
 )  # fmt: skip
 
-# When a look warns. Healthy runs of small ResNets stay on the other side of each with a margin
-# (experiments/results/monitor.md).
+# When a look warns; how near small healthy runs come is in experiments/results/monitor.md.
 CHANCE_MARGIN = 0.01  # the loss is at its chance line if it lies less than this share below it
 FALLEN = 0.5  # share of the highest effective rank so far
 DEAD = 0.25  # share of directions that have collapsed, single dead channels of a ReLU included
 LOST = 0.05  # the same without these
+SAID = 2  # looks without a sign after which its warning is given again
+
+RANK = 1e-6  # of a projector's singular values: below that there is rounding alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +37,9 @@ class Look:
 
     Attributes:
       step: optimiser steps taken.
-      values: measures by `r/...`, `z/...`, `projector/...`; not finite ones are left out. `dim` is d, `collapsed` the
-        directions that the verdict counts, `lost` those of them that are no single dead columns.
+      values: measures by `r/...`, `z/...`, `projector/...`, those that are finite. `dim` is d or, for z, the rank that
+        the projector allows; `collapsed` the directions of these that the verdict counts; `lost` those that are no
+        single dead columns.
       verdicts: kind of collapse by "r" and "z", as `judge` names it.
       advice: reason and next step by "r" and "z", for a warning.
       spectra: eigenvalues `[d]` of the covariance (eq. 1) of the rows divided by their norms, by "r" and "z".
@@ -44,10 +47,10 @@ class Look:
     """
 
     step: int
-    values: dict[str, float]
-    verdicts: dict[str, str]
-    advice: dict[str, str]
-    spectra: dict[str, Float[np.ndarray, " d"]]
+    values: dict[str, float] = dataclasses.field(default_factory=dict)
+    verdicts: dict[str, str] = dataclasses.field(default_factory=dict)
+    advice: dict[str, str] = dataclasses.field(default_factory=dict)
+    spectra: dict[str, Float[np.ndarray, " d"]] = dataclasses.field(default_factory=dict)
     image: UInt8[np.ndarray, "h w 3"] | None = None
 
 
@@ -56,7 +59,8 @@ def look(
     views: Mapping[str, Float[np.ndarray, "n d"]],
     *,
     values: Mapping[str, float] | None = None,
-    matrices: Sequence[np.ndarray] | None = None,
+    matrix: np.ndarray | None = None,
+    kernel: np.ndarray | None = None,
 ) -> Look:
     """Measures r and z of two views of n images.
 
@@ -64,7 +68,8 @@ def look(
       step: optimiser steps taken.
       views: "r", "r_prime", "z" and "z_prime", `[n, d]` each.
       values: further values to record.
-      matrices: the last convolution's kernel `[inputs, d]` and the projector's matrix `[d, e]`, for their alignment.
+      matrix: `[d, e]`, of a linear projector. Directions of z outside of its range are not counted as collapsed.
+      kernel: `[inputs, d]`, of the last convolution, for its alignment with the projector.
 
     Raises:
       ValueError: some rows are not finite.
@@ -83,17 +88,30 @@ def look(
         found |= {f"{name}/{key}": value for key, value in similarities(rows, others).items()}
         found[f"{name}/noise_share"] = noise_share(rows, others)
         verdict = judge(quantities)
+        kind, unused = verdict.kind, 0 if name == "r" or matrix is None else quantities.dim - _rank(matrix)
         if verdict.collapsed is not None:  # otherwise the rows are too few to tell
+            collapsed = max(verdict.collapsed - unused, 0)
             constant = int(Directions(quantities, TOLERANCE).constant.sum())
-            lost = max(verdict.collapsed - constant, 0)
-            found |= {f"{name}/dim": quantities.dim, f"{name}/collapsed": verdict.collapsed, f"{name}/lost": lost}
-        verdicts[name] = verdict.kind
+            lost = max(verdict.collapsed - max(constant, unused), 0)
+            found |= {f"{name}/dim": quantities.dim - unused, f"{name}/collapsed": collapsed, f"{name}/lost": lost}
+            kind = "none" if kind == "dimensional" and not collapsed else kind
+        verdicts[name] = kind
         advice[name] = f"{verdict.reason}; {verdict.next}" if verdict.next else verdict.reason
         spectra[name] = quantities.unit_eigenvalues
-    if matrices is not None:
-        found |= {f"projector/{key}": value for key, value in projector_alignment(*matrices).items()}
-    finite = {key: float(value) for key, value in found.items() if np.isfinite(value)}
-    return Look(step, finite, verdicts, advice, spectra, spectra_image(spectra))
+    if matrix is not None and kernel is not None:
+        found |= {f"projector/{key}": value for key, value in projector_alignment(kernel, matrix).items()}
+    return Look(step, finite(found), verdicts, advice, spectra, spectra_image(spectra))
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """The values that are finite, as JSON has no others."""
+    return {name: float(value) for name, value in values.items() if np.isfinite(value)}
+
+
+def _rank(matrix: np.ndarray) -> int:
+    """The rank of a projector: singular values that float32 tells from 0. Collapse shows long before this."""
+    values = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    return int((values > RANK * values[0]).sum())
 
 
 def similarities(rows: np.ndarray, rows_prime: np.ndarray) -> dict[str, float]:
@@ -117,51 +135,63 @@ def noise_share(rows: np.ndarray, rows_prime: np.ndarray) -> float:
     return float(noise / spread) if spread else float("nan")
 
 
-def warnings_of(history: Sequence[Mapping[str, Any]], seen: Look, *, warmup_steps: int = 0) -> dict[str, str]:
-    """The warnings at a look that no earlier look had, by their kind, each with what to try next.
+def signs_of(history: Sequence[Mapping[str, Any]], seen: Look, *, warmup_steps: int = 0) -> dict[str, str]:
+    """The signs of collapse at a look, by their kind, each with words that say what to try next.
 
-    A warning needs the same sign at two looks in a row, but for complete collapse and a fallen rank. The look before
-    the first step only shows the initialisation, whose running statistics are not yet those of its activations.
+    A loss at its chance line and lost directions have to be there at two looks in a row. But for complete collapse,
+    looks before the end of the warm-up do not count: features begin with few directions, and the look before the first
+    step shows running statistics that are not yet those of the activations.
 
     Args:
-      history: the rows of the earlier looks, in their order: "step", "monitor", "verdict" and "warnings".
+      history: the rows of the earlier looks, in their order: "step", "monitor", "verdict", "signs" and "warnings".
       seen: the look.
-      warmup_steps: the warm-up of the learning rate, during which a loss may still be at its chance line.
+      warmup_steps: the warm-up of the learning rate.
     """
-    if seen.step == 0:
-        return {}
-    rows = [row for row in history if row["step"] > 0]
-    known = {kind for row in rows for kind in row["warnings"]}
     found = {}
     if not seen.spectra and seen.advice:
         found["unmeasured"] = seen.advice["z"]
-    before = rows[-1]["monitor"] if rows else {}
-    if rows and rows[-1]["step"] >= warmup_steps and _at_chance(before) and _at_chance(seen.values):
+    for name in ("r", "z"):
+        if seen.step > 0 and seen.verdicts.get(name) == "complete":
+            found[f"{name}/complete"] = f"{name} has collapsed to a point: {seen.advice[name]}"
+    rows = [row for row in history if row["step"] >= max(warmup_steps, 1)]
+    if rows:
+        found |= _signs_after_warmup(rows, seen)
+    if "z" in seen.spectra and seen.spectra["z"] is seen.spectra.get("r"):  # without a projector, said once
+        found = {kind: text for kind, text in found.items() if not kind.startswith("r/")}
+    return found
+
+
+def warnings_of(history: Sequence[Mapping[str, Any]], signs: Mapping[str, str]) -> dict[str, str]:
+    """The signs that are news: those that none of the last two looks had."""
+    known = {kind for row in history[-SAID:] for kind in row["signs"]}
+    return {kind: text for kind, text in signs.items() if kind not in known}
+
+
+def _signs_after_warmup(rows: Sequence[Mapping[str, Any]], seen: Look) -> dict[str, str]:
+    found, before, values = {}, rows[-1]["monitor"], seen.values
+    if _at_chance(before) and _at_chance(values):
         found["chance"] = (
-            f"the loss of the views, {seen.values['loss']:.3f}, has been at its chance line of "
-            f"{seen.values['loss_chance']:.3f} since step {rows[-1]['step']}: the embedding tells no images apart. Try "
-            "a lower learning rate or a longer warm-up, a temperature from 0.05 to 0.5, or weaker crops and colours"
+            f"the loss of the views, {values['loss']:.3f}, has been at its chance line of {values['loss_chance']:.3f} "
+            f"since step {rows[-1]['step']}: the embedding tells no images apart. Try a lower learning rate or a "
+            "longer warm-up, a temperature from 0.05 to 0.5, or weaker crops and colours"
         )
     for name in ("r", "z"):
-        if seen.verdicts.get(name) == "complete":
-            found[f"{name}/complete"] = f"{name} has collapsed to a point: {seen.advice[name]}"
-        elif _few_directions(before, name) and _few_directions(seen.values, name):
-            dim, count = seen.values[f"{name}/dim"], seen.values[f"{name}/collapsed"]
+        if seen.verdicts.get(name) != "complete" and all(_few_directions(part, name) for part in (before, values)):
+            dim, count = values[f"{name}/dim"], values[f"{name}/collapsed"]
+            reason = seen.advice[name].partition(";")[0]
             found[f"{name}/dimensional"] = (
-                f"{name} has lost {count:.0f} of its {dim:.0f} directions: {seen.advice[name]}"
+                f"{name} has lost {count:.0f} of its {dim:.0f} directions ({reason}). Try a lower learning rate, "
+                "weaker crops and colours, or another projector; dcjax collapse RUN tells more of the cause"
             )
-        ranks = [(row["monitor"].get(f"{name}/effective_rank", 0.0), row["step"]) for row in rows]
-        best, step = max(ranks, default=(0.0, 0))
-        now = seen.values.get(f"{name}/effective_rank", best)
+        best, step = max((row["monitor"].get(f"{name}/effective_rank", 0.0), row["step"]) for row in rows)
+        now = values.get(f"{name}/effective_rank", best)
         if now < FALLEN * best:
             found[f"{name}/rank"] = (
                 f"the effective rank of {name} has fallen from {best:.1f} at step {step} to {now:.1f}: fewer and fewer "
                 "directions are used. Try a lower learning rate, weaker crops and colours, or a projector between r "
                 "and the loss"
             )
-    if seen.verdicts and seen.spectra.get("z") is seen.spectra.get("r"):  # without a projector, said once
-        found = {kind: text for kind, text in found.items() if not kind.startswith("r/")}
-    return {kind: text for kind, text in found.items() if kind not in known}
+    return found
 
 
 def _at_chance(values: Mapping[str, float]) -> bool:

@@ -112,9 +112,9 @@ def projector_alignment(kernel: np.ndarray, matrix: np.ndarray) -> dict[str, flo
 
     Returns:
       `alignment`, the mean of the diagonal of |V2^T U1|, which is 1 if the layers are aligned and about sqrt(2 / (pi
-      d)) for random ones; and `overlap`, |V2_k^T U1_k|_F^2 / k of the k = min(d, e) / 8 strongest directions of both, 1
-      if they span the same space and about k / d for random ones. Nothing for a projector whose singular values are all
-      equal, whose directions are not defined.
+      d)) for random ones; and `overlap`, |V2_k^T U1_k|_F^2 / k of the k strongest directions of both, an eighth of
+      those that the matrix has (or one): 1 if they span the same space, and about k / d for random ones. Nothing for a
+      projector whose singular values are all equal, whose directions are not defined.
 
     References:
       Jing et al., ICLR 2022, Theorem 2.

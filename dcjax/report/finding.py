@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+import numpy as np
+
 from dcjax.report.figures import collapsed
 from dcjax.report.record import Run
 
@@ -11,13 +13,15 @@ Tone = Literal["good", "bad", "unknown"]
 WORDS = {
     "none": "has not collapsed",
     "dimensional": "has collapsed in some dimensions",
-    "dead": "has not collapsed, but for single channels that are always zero",
+    "few": "has not collapsed, but for a few directions",
+    "rank": "has lost half of its effective rank",
     "complete": "has collapsed completely",
     "undetermined": "cannot be judged from so few rows",
 }
 PART_WORDS = {"r": "the representation r", "z": "the embedding z"}
 MAX_ADVICE = 3
-LEARNT = 0.98  # a loss above this share of its chance line tells hardly more than nothing
+POINT = 1e-12  # variance of rows of norm 1 that are alike: the square of the tolerance of `dcjax.collapse.judge`
+LEARNT = 0.99  # as the monitor's warning: a loss above this share of its chance line tells hardly more than nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ def finding(run: Run) -> Finding:
     kinds = {part: _said(run, part, kind) for part, kind in run.kinds.items()}
     if not kinds:
         source = "the spectra alone"
-        kinds = {part: _kind(collapsed(values), len(values)) for part, values in run.final.items()}
+        kinds = {part: _kind(values) for part, values in run.final.items()}
     look_closer = f"dcjax collapse {run.folder}"
     reasons = [*_counts(run), _loss(run)]
     if not kinds:
@@ -56,7 +60,13 @@ def finding(run: Run) -> Finding:
         return Finding("unknown", "not known", {}, headline, tuple(reasons), (advice,))
     parts = [f"{PART_WORDS.get(part, part)} {WORDS[kind]}" for part, kind in kinds.items()]
     headline = "; ".join(parts)
-    bad = [part for part, kind in kinds.items() if kind in ("dimensional", "complete")]
+    bad = [part for part, kind in kinds.items() if kind in ("dimensional", "complete", "rank")]
+    if "chance" in run.signs:
+        headline = f"the embedding tells no images apart: the loss is at its chance line; {headline}"
+        bad.append("loss")
+    if "unmeasured" in run.signs:
+        headline = "the embedding could not be measured"
+        bad.append("z")
     tone: Tone = "bad" if bad else "unknown" if "undetermined" in kinds.values() else "good"
     advice = list(run.advice)
     if not advice:  # the monitor gives a warning only once
@@ -72,28 +82,38 @@ def finding(run: Run) -> Finding:
         reasons.insert(0, "No monitor's verdict is in the log, so this one rests on the spectra alone.")
     words = {part: _SHORT[kind] for part, kind in kinds.items()}
     short = ", ".join(f"{part}: {word}" for part, word in words.items())
+    if "chance" in run.signs:
+        short = f"at its chance line, {short}"
     return Finding(tone, short, words, headline[0].upper() + headline[1:] + ".", tuple(reasons), tuple(advice))
 
 
 _SHORT = {
     "none": "no collapse",
     "dimensional": "dimensional",
-    "dead": "dead channels",
+    "few": "few directions lost",
+    "rank": "rank has fallen",
     "complete": "complete",
     "undetermined": "undetermined",
 }
 
 
 def _said(run: Run, part: str, kind: str) -> str:
-    """A key of `WORDS` for the monitor's last verdict; dead channels alone, without a warning, are no alarm."""
-    lost = run.monitor.get(f"{part}/lost")
-    if kind == "dimensional" and not run.warnings and lost is not None and lost.last == 0:
-        return "dead"
+    """A key of `WORDS` for the monitor's last verdict.
+
+    Any network with a ReLU has dead channels, which a verdict counts. Here it counts only with the monitor's own sign.
+    """
+    if kind == "dimensional" and f"{part}/dimensional" not in run.signs:
+        kind = "few"
+    if kind in ("none", "few") and f"{part}/rank" in run.signs:
+        kind = "rank"
     return kind if kind in WORDS else "undetermined"
 
 
-def _kind(dead: int, dim: int) -> str:
-    return "complete" if dead == dim else "dimensional" if dead else "none"
+def _kind(values: np.ndarray) -> str:
+    """The kind of collapse that eigenvalues of rows of norm 1 show; those of a point are rounding."""
+    if values.sum() <= POINT:
+        return "complete"
+    return "dimensional" if collapsed(values) else "none"
 
 
 def _counts(run: Run) -> list[str]:

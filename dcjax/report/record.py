@@ -65,7 +65,8 @@ class Run:
       training: scalars of the training lines by name.
       monitor: scalars of the monitor lines by name (`r/effective_rank`).
       kinds: the last verdict of the monitor, part to kind; empty if there is none.
-      advice: the warnings of the line with that verdict.
+      signs: the kinds of signs of collapse that the line with that verdict names.
+      advice: the warnings of that line.
       warnings: every warning with the steps at which it was given, in the order of its first step.
       looks: spectra over time.
       final: the last spectra, of the whole test split if the run has ended.
@@ -81,6 +82,7 @@ class Run:
     training: dict[str, Curve]
     monitor: dict[str, Curve]
     kinds: dict[str, str]
+    signs: tuple[str, ...]
     advice: tuple[str, ...]
     warnings: dict[str, list[int]]
     looks: list[Look]
@@ -169,7 +171,7 @@ def read_run(folder: str) -> Run:
     notes += skipped
     if "loss" not in training:
         raise SettingError(f"{workdir / METRICS_FILE} has no line with a loss yet, so there is nothing to report")
-    monitor, kinds, advice, warnings = _monitor(looked, notes)
+    monitor, kinds, signs, advice, warnings = _monitor(looked, notes)
     looks = _looks(workdir / SPECTRA_FILE, notes)
     final = _final(workdir / SPECTRUM_FILE, notes)
     return Run(
@@ -179,6 +181,7 @@ def read_run(folder: str) -> Run:
         training=training,
         monitor=monitor,
         kinds=kinds,
+        signs=signs,
         advice=advice,
         warnings=warnings,
         looks=looks,
@@ -192,10 +195,11 @@ def read_run(folder: str) -> Run:
 
 def _monitor(
     rows: list[dict[str, Any]], notes: list[str]
-) -> tuple[dict[str, Curve], dict[str, str], tuple[str, ...], dict[str, list[int]]]:
-    """The scalars, the last verdict with its warnings, and all warnings of the monitor's lines."""
+) -> tuple[dict[str, Curve], dict[str, str], tuple[str, ...], tuple[str, ...], dict[str, list[int]]]:
+    """The scalars, the last verdict with its signs and warnings, and all warnings of the monitor's lines."""
     kinds: dict[str, str] = {}
     advice: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()
     warnings: dict[str, list[int]] = {}
     for row in rows:
         given = row.get("warnings")
@@ -205,15 +209,17 @@ def _monitor(
             warnings.setdefault(text, []).append(row["step"])
         verdict = row.get("verdict")
         if isinstance(verdict, dict):
-            words = {part: kind for part, kind in verdict.items() if isinstance(kind, str)}
+            words = {part: verdict[part] for part in PARTS if isinstance(verdict.get(part), str)}
             if words:
                 kinds, advice = words, tuple(texts)
+                given = row.get("signs")
+                signs = tuple(map(str, given)) if isinstance(given, list) else ()
     scalars = [row["monitor"] | {"step": row["step"]} for row in rows if isinstance(row["monitor"], dict)]
     if len(scalars) < len(rows):
         notes.append(f"{METRICS_FILE}: {len(rows) - len(scalars)} monitor lines are not objects; left out.")
     found, skipped = curves(scalars, f"{METRICS_FILE}, monitor")
     notes += skipped
-    return found, kinds, advice, warnings
+    return found, kinds, signs, advice, warnings
 
 
 def _optional(file: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:

@@ -18,9 +18,10 @@ import jax
 import tensorboardX
 from tqdm import tqdm
 
-from dcjax.collapse.monitor import Look, warnings_of
+from dcjax.collapse.monitor import Look, signs_of, warnings_of
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import replace_text
+from dcjax.training.monitor import Monitor
 
 METRICS_FILE, SPECTRA_FILE = "metrics.jsonl", "spectra.jsonl"
 
@@ -35,7 +36,7 @@ GUARDED = ("loss", "gradient_norm", "parameter_norm", "statistics_norm")
 class MetricsWriter:
     """Writes scalars by step and the looks of a monitor, on the first process only.
 
-    A run that resumes keeps the averages up to `kept_step` and the looks up to `first_step`, and writes the later ones
+    A run that resumes keeps the averages up to `kept_step` and the looks before `first_step`, and writes the later ones
     again. Averages and looks come in the order of their steps, however long a look takes, so that a log does not depend
     on the speed of threads.
 
@@ -62,17 +63,17 @@ class MetricsWriter:
     ):
         self._looks: collections.deque[tuple[int, concurrent.futures.Future[Look]]] = collections.deque()
         self._history: list[dict[str, Any]] = []
-        self._warmup_steps = warmup_steps
+        self.total_steps, self._warmup_steps = total_steps, warmup_steps
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._events = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=kept_step + 1)
-        last = {True: first_step if first_step else -1, False: kept_step}  # a run that begins anew begins with a look
+        self._events = tensorboardX.SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=kept_step + 1 if first_step else 0
+        )
+        # A run that goes on repeats the look at its first step: a checkpoint does not wait for the one at its step.
+        last = {True: first_step if first_step == total_steps else first_step - 1, False: kept_step}
         rows = [row for row in read_rows(workdir) if row["step"] <= last["monitor" in row]]
         self._history = [row for row in rows if "monitor" in row]
-        for row in self._history:
-            if row["step"] > kept_step:  # TensorBoard has forgotten it
-                self._add_scalars(row["step"], row["monitor"])
         spectra = [row for row in read_lines(workdir / SPECTRA_FILE) if row["step"] <= last[True]]
         for path, kept in ((workdir / METRICS_FILE, rows), (workdir / SPECTRA_FILE, spectra)):
             if path.exists():
@@ -127,8 +128,9 @@ class MetricsWriter:
                 file.close()
 
     def _write_look(self, look: Look) -> None:
-        row = {"step": look.step, "monitor": look.values, "verdict": look.verdicts}
-        row["warnings"] = warnings_of(self._history, look, warmup_steps=self._warmup_steps)
+        signs = signs_of(self._history, look, warmup_steps=self._warmup_steps)
+        row: dict[str, Any] = {"step": look.step, "monitor": look.values, "verdict": look.verdicts}
+        row |= {"signs": sorted(signs), "warnings": warnings_of(self._history, signs)}
         self._history.append(row)
         self._write_line(self._lines, row)
         spectra = {name: [float(f"{value:.6g}") for value in values] for name, values in look.spectra.items()}
@@ -136,7 +138,7 @@ class MetricsWriter:
             self._write_line(self._spectra, {"step": look.step, **spectra})
         if look.image is not None:
             self._events.add_image("spectrum", look.image, look.step, dataformats="HWC")
-        self._add_scalars(look.step, look.values)
+        self._add_scalars(look.step, look.values, group="monitor/")
         for warning in row["warnings"].values():
             self._events.add_text("warning", warning, look.step)
             self._bar.write(f"dcjax: step {look.step}: {warning}", file=sys.stderr)
@@ -150,9 +152,9 @@ class MetricsWriter:
     def _show(self) -> None:
         self._bar.set_postfix_str(", ".join(filter(None, self._shown.values())))
 
-    def _add_scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def _add_scalars(self, step: int, values: Mapping[str, float], group: str = "") -> None:
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.add_scalar(group + name, value, step)
 
     @staticmethod
     def _write_line(file: IO[str], row: Mapping[str, Any]) -> None:
@@ -174,10 +176,23 @@ class StepMetrics:
       every: steps in a line; the first step has a line of its own.
       batch_size: images per step.
       sums: the `sums` that a resumed run saved, so that its lines equal those of an uninterrupted run.
+      monitor: the monitor; None for none.
+      look_every: steps from one look of it to the next.
     """
 
-    def __init__(self, writer: MetricsWriter, *, every: int, batch_size: int, sums: Mapping[str, float]):
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        *,
+        every: int,
+        batch_size: int,
+        sums: Mapping[str, float],
+        monitor: Monitor | None = None,
+        look_every: int | None = None,
+    ):
         self._writer, self._every, self._batch_size = writer, every, batch_size
+        self._monitor, self._look_every = monitor, look_every
+        self._looked: int | None = None  # the last step that `look` was called for
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._sums = dict(sums)
         self._last_step = 0
@@ -196,14 +211,21 @@ class StepMetrics:
             self._read()
 
     def drain(self) -> None:
-        """Reads the scalars of all steps that were pushed, and writes the looks at them."""
+        """Reads the scalars of all steps that were pushed, and writes the looks at steps before the last of them."""
         while self._in_flight:
             self._read()
-        self._writer.write_looks()
+        self._writer.write_looks(before=self._last_step)
 
-    def expect(self, step: int, look: "concurrent.futures.Future[Look]") -> None:
-        """Takes the look at a step, which is under way; it is written in the order of the steps."""
-        self._writer.expect(step, look)
+    def look(self, step: int, variables: Any) -> None:
+        """Starts a look of the monitor if one is due: at the first and the last step of a run, and every few steps.
+
+        A run that begins at its last step has had all of its looks.
+        """
+        last, first, self._looked = self._writer.total_steps, self._looked is None, step
+        if self._monitor is None or self._look_every is None or (first and step == last):
+            return
+        if step in (0, last) or step % self._look_every == 0:
+            self._writer.expect(step, self._monitor.look(step, variables))
 
     def flush(self) -> None:
         """Writes the average of the steps since the last line, if there were any."""
@@ -212,13 +234,17 @@ class StepMetrics:
             steps = self._sums.pop("steps")
             means = {name: total / steps for name, total in self._sums.items()}
             means["images_per_second"] = self._read_since * self._batch_size / (now - self._since)
+            self._sums, self._read_since, self._since = {}, 0, now  # first, or `close` would divide by nothing
             self._writer.write(self._last_step, means)
-            self._sums, self._read_since, self._since = {}, 0, now
 
     def close(self) -> None:
-        """Writes the last average and closes the files."""
-        self.flush()
-        self._writer.close()
+        """Writes the last average and all looks, and closes the files."""
+        try:
+            self.flush()
+        finally:
+            self._writer.close()
+            if self._monitor is not None:
+                self._monitor.close()
 
     def _read(self) -> None:
         step, metrics = self._in_flight.popleft()
@@ -245,7 +271,11 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_looks(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The looks in metrics.jsonl: "step"; "monitor", measures by name; "verdict" by "r" and "z"; "warnings" by kind."""
+    """The looks in metrics.jsonl.
+
+    Each has "step"; "monitor", the measures by name; "verdict" by "r" and "z"; "signs", their kinds; and "warnings",
+    the texts of new signs by kind.
+    """
     return [row for row in read_rows(workdir) if "monitor" in row]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcjax.collapse import metrics, spectrum
-from dcjax.collapse.monitor import MEASURES, Look, look, noise_share, similarities, warnings_of
+from dcjax.collapse.monitor import MEASURES, Look, look, noise_share, signs_of, similarities, warnings_of
 from dcjax.collapse.plot import spectra_image
 from dcjax.collapse.weights import projector_alignment
 
@@ -29,8 +29,9 @@ def kinds_of(looks, **options):
     """The kinds of warnings at each look."""
     history, found = [], []
     for one in looks:
-        warnings = warnings_of(history, one, **options)
-        history.append({"step": one.step, "monitor": one.values, "verdict": one.verdicts, "warnings": warnings})
+        signs = signs_of(history, one, **options)
+        warnings = warnings_of(history, signs)
+        history.append({"step": one.step, "monitor": one.values, "signs": sorted(signs), "warnings": warnings})
         found.append(set(warnings))
     return found
 
@@ -130,6 +131,16 @@ def test_directions_that_are_lost():
     found = kinds_of([seen(50, collapsed=16, names=("r",)), seen(100, collapsed=16, names=("r",))])
     assert found == [set(), {"r/dimensional"}]
     assert kinds_of([seen(50, collapsed=16), seen(100), seen(150, collapsed=16)]) == [set()] * 3  # not in a row
+    looks = [seen(step, collapsed=16, names=("r",)) for step in (10, 20, 30, 40)]
+    assert kinds_of(looks, warmup_steps=25) == [set(), set(), set(), {"r/dimensional"}]
+
+
+def test_a_sign_that_comes_again_is_said_again():
+    gone, there = seen(0, names=("r",)), seen(0, collapsed=16, names=("r",))
+    order = [there, there, there, gone, there, there, gone, gone, there, there]
+    looks = [Look(10 * (i + 1), one.values, one.verdicts, one.advice, one.spectra) for i, one in enumerate(order)]
+    found = [i for i, kinds in enumerate(kinds_of(looks)) if kinds]
+    assert found == [1, 5, 9]  # the sign itself needs two looks in a row, so a single look without it clears two
 
 
 def test_a_rank_that_falls():
@@ -138,17 +149,38 @@ def test_a_rank_that_falls():
 
 
 def test_a_point():
-    one = seen(50, verdict="complete")
-    found = warnings_of([], one)
+    one = seen(5, verdict="complete")
+    found = signs_of([], one, warmup_steps=100)  # whenever it is
     assert found.keys() == {"r/complete", "z/complete"}
     assert found["z/complete"] == "z has collapsed to a point: reason; advice"
-    without_projector = Look(50, one.values, one.verdicts, one.advice, {"r": one.spectra["r"], "z": one.spectra["r"]})
-    assert warnings_of([], without_projector).keys() == {"z/complete"}
+    without_projector = Look(5, one.values, one.verdicts, one.advice, {"r": one.spectra["r"], "z": one.spectra["r"]})
+    assert signs_of([], without_projector).keys() == {"z/complete"}
 
 
 def test_an_embedding_that_cannot_be_measured():
-    found = warnings_of([], Look(50, {}, {}, {"z": "the embedding could not be measured (z must be finite)"}, {}))
-    assert found == {"unmeasured": "the embedding could not be measured (z must be finite)"}
+    found = signs_of([], Look(50, advice={"z": "r and z could not be measured (z must be finite)"}))
+    assert found == {"unmeasured": "r and z could not be measured (z must be finite)"}
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "low_rank_diagonal", "wide"])
+def test_directions_that_a_projector_leaves_out_are_not_lost(kind):
+    rng = np.random.default_rng(0)
+    r = rng.standard_normal((200, 12)).astype(np.float32)
+    frames = [np.linalg.qr(rng.standard_normal((12, 4)))[0] for _ in range(2)]
+    matrix = {
+        "low_rank": frames[0] @ frames[1].T,
+        "low_rank_diagonal": np.diag(np.arange(12) < 4),
+        "wide": rng.standard_normal((12, 20)),
+    }[kind].astype(np.float32)
+    found = look(1, views_of(r, r @ matrix, noise=0.0), matrix=matrix)
+    assert found.values["z/dim"] == (12 if kind == "wide" else 4)
+    assert (found.values["z/collapsed"], found.values["z/lost"]) == (0, 0)
+    assert found.verdicts == {"r": "none", "z": "none"}
+    z = r @ matrix
+    z -= np.outer(z @ (v := z[0] / np.linalg.norm(z[0])), v)  # a direction in its range is lost
+    found = look(1, views_of(r, z.astype(np.float32), noise=0.0), matrix=matrix)
+    assert found.values["z/collapsed"] == 1
+    assert found.verdicts["z"] == "dimensional"
 
 
 def test_the_image_for_tensorboard():

@@ -147,7 +147,7 @@ def test_the_search_needs_a_scale_that_holds_images_out(tmp_path):
 
 def test_every_run_of_the_search_has_a_config_of_its_own():
     jobs = learning_rate.jobs_of("laptop", learning_rate.CHOSEN_FOR)
-    assert len({job.file() for job in jobs}) == len(jobs) == 25
+    assert len({job.file() for job in jobs}) == len(jobs) == 26
     for job in jobs:
         assert job.config().data.test_split == "held_out"
         assert job.config().optimizer.learning_rate in learning_rate.rates_of("laptop", job.row)

@@ -115,7 +115,7 @@ def monitor_line(step: int, spectra: dict[str, np.ndarray], chance: float, noise
             warnings[f"{part}/dimensional"] = words
     values |= {f"{part}/{name}": 1 + noise.random() for part in spectra for name in MORE}
     values |= {"projector/alignment": 0.7 + 0.01 * noise.random()}
-    return {"step": step, "monitor": values, "verdict": verdict, "warnings": warnings}
+    return {"step": step, "monitor": values, "verdict": verdict, "signs": sorted(warnings), "warnings": warnings}
 
 
 def as_lists(spectra: dict[str, np.ndarray]) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ import html.parser
 import json
 import re
 
+import numpy as np
 import pytest
 from report_runs import write_lines, write_run
 
@@ -97,19 +98,34 @@ def test_one_run_has_all_of_its_parts(single):
     assert any(label.startswith("loss over steps: loss from") for label in labels)
 
 
-def test_dead_channels_alone_are_no_alarm(tmp_path):
-    """A healthy ReLU network has some: the verdict counts them, but the monitor has not warned."""
+def test_the_verdict_in_words_is_that_of_the_monitor(tmp_path):
+    """A healthy ReLU network has dead channels: the verdict counts them, but the monitor sees no sign of collapse."""
     folder = write_run(tmp_path / "run", looks=2, lines=2)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in lines if "monitor" in line][-1]
-    last["verdict"]["r"] = "dimensional"
-    last["monitor"] |= {"r/collapsed": 2, "r/lost": 0}
-    write_lines(folder / "metrics.jsonl", lines)
-    found = finding(read_run(str(folder)))
-    assert (found.tone, found.short) == ("good", "r: dead channels, z: no collapse")
-    last["monitor"]["r/lost"] = 1
-    write_lines(folder / "metrics.jsonl", lines)
-    assert finding(read_run(str(folder))).short == "r: dimensional, z: no collapse"
+
+    def found(**changes):
+        last.update({"signs": [], **changes})
+        write_lines(folder / "metrics.jsonl", lines)
+        return finding(read_run(str(folder)))
+
+    one = found(verdict={"r": "dimensional", "z": "none", "\x1b[31m": "none"})
+    assert (one.tone, one.short) == ("good", "r: few directions lost, z: no collapse")
+    one = found(signs=["r/dimensional"])
+    assert (one.tone, one.short) == ("bad", "r: dimensional, z: no collapse")
+    one = found(signs=["chance", "z/rank"])
+    assert (one.tone, one.short) == ("bad", "at its chance line, r: few directions lost, z: rank has fallen")
+    assert one.headline.startswith("The embedding tells no images apart")
+    one = found(verdict={"r": "none", "z": "complete"})
+    assert (one.tone, one.parts["z"]) == ("bad", "complete")
+
+
+def test_a_point_is_seen_without_a_monitor(tmp_path):
+    folder = write_run(tmp_path / "run", monitor=False, lines=2)
+    spectra = {name: np.full(8, 5e-16) for name in ("r", "z", "r_unit", "z_unit")}
+    np.savez(folder / "spectrum.npz", **spectra)
+    one = finding(read_run(str(folder)))
+    assert (one.tone, one.short) == ("bad", "r: complete, z: complete")
 
 
 def test_the_same_runs_give_the_same_bytes(single):

@@ -16,7 +16,7 @@ from helpers import ROOT, as_flags, new_process, tiny_config
 
 from dcjax.main import main
 from dcjax.runtime.errors import SettingError
-from dcjax.training.metrics import read_metrics
+from dcjax.training.metrics import read_looks, read_metrics
 
 ENDLESS = {"devices": 0, "batch_size": 64, "total_steps": 10**6, "checkpoint_every_steps": 10**6}
 
@@ -91,7 +91,8 @@ def wait_for_steps(workdir, started, steps):
 @pytest.mark.slow
 def test_two_processes_train_and_probe_like_one(tmp_path):
     settings = {"devices": 0, "total_steps": 3, "batch_size": 64, "data__image_size": 16, "projector__d0": 16}
-    config = tiny_config(**settings, optimizer__learning_rate=0.5, probe__after_training=True)
+    watched = {"monitor__every_steps": 2, "monitor__images": 64}
+    config = tiny_config(**settings, **watched, optimizer__learning_rate=0.5, probe__after_training=True)
     tables, losses = zip(
         *(run_processes(tmp_path / str(count), config, processes=count) for count in (1, 2)), strict=True
     )
@@ -100,6 +101,10 @@ def test_two_processes_train_and_probe_like_one(tmp_path):
         [float(word) for word in re.findall(r"^r  .*", table, re.M)[0].split()[1:] if word != "±"] for table in tables
     ]
     assert len(scores[0]) == 6
+    one, two = (read_looks(tmp_path / str(count)) for count in (1, 2))
+    assert [row["step"] for row in one] == [row["step"] for row in two] == [0, 2, 3]
+    # Before the first step; afterwards the roundings of the training grow.
+    assert two[0]["monitor"] == pytest.approx(one[0]["monitor"], rel=1e-3, abs=1e-5)
     np.testing.assert_allclose(*scores, atol=1.0)  # per cent: of 360 images some lie on the border
 
 

@@ -16,12 +16,12 @@ from dcjax.pretrain import pretrain
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import make_mesh, to_devices
 from dcjax.training.metrics import SPECTRA_FILE, MetricsWriter, read_lines, read_looks, read_metrics
-from dcjax.training.monitor import view_batches
+from dcjax.training.monitor import Monitor, view_batches
 
 
 def watched(**changes):
     """A run whose looks are at the steps 0, 2 and 4, on two batches of 16 images, with a linear projector."""
-    settings = {"monitor__every_steps": 2, "monitor__images": 32, "probe__eval_batch_size": 16}
+    settings = {"monitor__every_steps": 2, "monitor__images": 32, "probe__eval_batch_size": 32}
     return tiny_config(**{**settings, "projector__name": "linear", "log_every_steps": 3, **changes})
 
 
@@ -82,11 +82,11 @@ def test_the_log_holds_looks_between_the_averages(run):
     workdir, _ = run
     rows = read_lines(workdir / "metrics.jsonl")
     order = [(row["step"], "monitor" in row) for row in rows]
-    assert order == [(0, True), (1, False), (2, True), (3, False), (4, True), (4, False)]
+    assert order == [(0, True), (1, False), (2, True), (3, False), (4, False), (4, True)]
     assert [row["step"] for row in read_metrics(workdir)] == [1, 3, 4]
     assert [row["step"] for row in read_looks(workdir)] == [0, 2, 4]
     look = read_looks(workdir)[1]
-    assert look.keys() == {"step", "monitor", "verdict", "warnings"}
+    assert look.keys() == {"step", "monitor", "verdict", "signs", "warnings"}
     assert look["monitor"]["chance"] == pytest.approx(np.log(16))
     assert look["monitor"]["loss_chance"] == pytest.approx(np.log(32))
     assert {"r/effective_rank", "z/effective_rank", "z/uniformity", "z/alignment", "projector/overlap"} <= set(
@@ -101,7 +101,7 @@ def test_the_log_holds_looks_between_the_averages(run):
 
 
 def test_a_resumed_run_has_the_log_of_one_without_a_stop(run, tmp_path):
-    """Stopped after step 3: the look at step 2 is kept, the average of step 3 is written again."""
+    """Stopped after step 3: the look at step 2, where it goes on, and the average of step 3 are written again."""
     workdir, _ = run
     stopped = shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(stopped / "checkpoints" / "4")
@@ -116,6 +116,36 @@ def test_a_resumed_run_has_the_log_of_one_without_a_stop(run, tmp_path):
     assert read_lines(workdir / SPECTRA_FILE) == read_lines(stopped / SPECTRA_FILE)
 
 
+def test_a_look_that_fails_costs_no_run(tmp_path):
+    """Whatever its thread raises ends up as a warning in the log."""
+
+    def broken(z, z_prime):
+        raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    rows = {name: np.ones((4, 2), np.float32) for name in ("r", "r_prime", "z", "z_prime")}
+    monitor = Monitor(
+        lambda variables, batch: rows,
+        lambda: [{"image": np.zeros((4, 1), np.uint8)}],
+        make_mesh(1),
+        loss=broken,
+        chances={"chance": 3.0, "loss_chance": None},
+        width=2,
+        projector=None,
+    )
+    found = monitor.look(7, {}).result()
+    monitor.close()
+    assert (found.step, found.values) == (7, {"chance": 3.0})
+    assert "could not be measured (RESOURCE_EXHAUSTED: out of memory)" in found.advice["z"]
+    writer = MetricsWriter(tmp_path, first_step=0, kept_step=0, total_steps=9, batch_size=1)
+    done = concurrent.futures.Future()
+    done.set_result(found)
+    writer.expect(7, done)
+    writer.close()
+    (row,) = read_looks(tmp_path)
+    assert row["signs"] == ["unmeasured"]
+    assert not (tmp_path / SPECTRA_FILE).read_text()
+
+
 def test_a_slow_look_keeps_its_place(tmp_path):
     """The log does not depend on how long the thread takes."""
     writer = MetricsWriter(tmp_path, first_step=0, kept_step=0, total_steps=9, batch_size=1)
@@ -126,7 +156,7 @@ def test_a_slow_look_keeps_its_place(tmp_path):
 
         def slow():
             wait.result()
-            return Look(1, {"r/effective_rank": 1.0}, {}, {}, {})
+            return Look(1, {"r/effective_rank": 1.0})
 
         writer.expect(1, worker.submit(slow))
         writer.write(1, {"loss": 1.0})
@@ -153,7 +183,7 @@ def test_a_slow_look_keeps_its_place(tmp_path):
 def test_how_many_images_a_look_has(images, wanted, devices, expected):
     width = 256 if images > 1000 else 64
     mesh = make_mesh(devices)
-    assert view_batches(images, wanted=wanted, width=width, largest=128 * devices, mesh=mesh) == expected
+    assert view_batches(images, setting=wanted, width=width, largest=128 * devices, mesh=mesh) == expected
 
 
 @pytest.mark.parametrize(
