@@ -61,7 +61,8 @@ def finding(run: Run) -> Finding:
     parts = [f"{PART_WORDS.get(part, part)} {WORDS[kind]}" for part, kind in kinds.items()]
     headline = "; ".join(parts)
     bad = [part for part, kind in kinds.items() if kind in ("dimensional", "complete", "rank")]
-    if "chance" in run.signs:
+    at_chance = "chance" in run.signs or _at_chance(run)
+    if at_chance:
         headline = f"the embedding tells no images apart: the loss is at its chance line; {headline}"
         bad.append("loss")
     if "unmeasured" in run.signs:
@@ -82,7 +83,7 @@ def finding(run: Run) -> Finding:
         reasons.insert(0, "No monitor's verdict is in the log, so this one rests on the spectra alone.")
     words = {part: _SHORT[kind] for part, kind in kinds.items()}
     short = ", ".join(f"{part}: {word}" for part, word in words.items())
-    if "chance" in run.signs:
+    if at_chance:
         short = f"at its chance line, {short}"
     return Finding(tone, short, words, headline[0].upper() + headline[1:] + ".", tuple(reasons), tuple(advice))
 
@@ -125,6 +126,11 @@ def _counts(run: Run) -> list[str]:
     return [f"Directions at or below a millionth of the largest eigenvalue, {where}: {', '.join(found)}."]
 
 
+def _at_chance(run: Run) -> bool:
+    """Whether the last training loss tells the candidates hardly apart."""
+    return run.chance is not None and run.training["loss"].last > LEARNT * run.chance
+
+
 def _loss(run: Run) -> str:
     """A sentence on the last loss and its chance line."""
     loss, chance = run.training["loss"].last, run.chance
@@ -132,6 +138,6 @@ def _loss(run: Run) -> str:
     if chance is None:
         return words
     words = f"{words[:-1]}; a run that learns nothing stays at {chance:.3f}."
-    if loss > LEARNT * chance:
+    if _at_chance(run):
         words += " This run is there: the loss tells the candidates hardly apart."
     return words
