@@ -20,7 +20,6 @@ from dcjax.runtime.files import replace_text
 from dcjax.schema import KEYS, SECTIONS, Config, as_config_dict, flatten, from_keys, unknown_key
 
 CONFIG_FILE, COMMAND_FILE = "config.json", "command.json"
-AGAIN = "runs/again"  # the folder in a command that trains a run anew: its own would resume it
 # The length of a run. It changes the learning-rate schedule, so `dcjax.pretrain.check_length` decides on a new length.
 LENGTH = ("total_epochs", "total_steps")
 
@@ -126,7 +125,7 @@ class Origin:
     """The command line that a run comes from, for reports.
 
     Attributes:
-      command: a command that trains the run's config anew, in another folder.
+      command: a command with the run's config, but without its folder, in which it would resume.
       config: its `--config`.
       changes: key to its value in that config file and its value in the run, where the two differ.
     """
@@ -147,7 +146,7 @@ def origin_of(spec: str, base: Any, config: Config) -> Origin:
     before, values = flatten(base), flatten(config)
     changes = {name: (before[name], value) for name, value in values.items() if before[name] != value}
     flags = [f"--config.{name}={value}" for name, (_, value) in changes.items()]
-    return Origin(shlex.join(["dcjax", "main", f"--config={spec}", *flags, f"--workdir={AGAIN}"]), spec, changes)
+    return Origin(shlex.join(["dcjax", "main", f"--config={spec}", *flags]), spec, changes)
 
 
 def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[Config, argparse.Namespace]:

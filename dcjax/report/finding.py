@@ -53,7 +53,7 @@ def finding(run: Run) -> Finding:
         source = "the spectra alone"
         kinds = {part: _kind(values) for part, values in run.final.items()}
     look_closer = f"dcjax collapse {run.folder}"
-    reasons = [*_counts(run), _loss(run)]
+    reasons = [*_progress(run), *_counts(run), _loss(run)]
     if not kinds:
         advice = f"{look_closer} judges the embeddings of the run's last checkpoint."
         headline = "Not known: the run has neither a monitor's verdict nor spectra."
@@ -61,7 +61,7 @@ def finding(run: Run) -> Finding:
     parts = [f"{PART_WORDS.get(part, part)} {WORDS[kind]}" for part, kind in kinds.items()]
     headline = "; ".join(parts)
     bad = [part for part, kind in kinds.items() if kind in ("dimensional", "complete", "rank")]
-    at_chance = "chance" in run.signs or _at_chance(run)
+    at_chance = "chance" in run.signs or (_at_chance(run) and _past_warmup(run))
     if at_chance:
         headline = f"the embedding tells no images apart: the loss is at its chance line; {headline}"
         bad.append("loss")
@@ -73,11 +73,13 @@ def finding(run: Run) -> Finding:
     if not advice:  # the monitor gives a warning only once
         given = list(run.warnings.items())[-MAX_ADVICE:]
         advice = [f"Warning at step {steps[-1]:,}: {words}" for words, steps in given]
+    if not advice and at_chance:
+        advice = ["Try a lower learning rate or a longer warm-up, a temperature from 0.05 to 0.5, or weaker crops."]
     if not advice and bad:
         advice = [f"{look_closer} shows the collapsed directions and names the cause where it can be told."]
     if not advice and tone == "unknown":
         advice = [f"{look_closer} with more rows than dimensions (a larger test split) can tell."]
-    if not advice and not run.probe:
+    if not advice and run.ended and not run.probe:
         advice = [f"dcjax probe {run.folder} scores the frozen encoder."]
     if source == "the spectra alone":
         reasons.insert(0, "No monitor's verdict is in the log, so this one rests on the spectra alone.")
@@ -124,6 +126,19 @@ def _counts(run: Run) -> list[str]:
         return []
     where = "in the spectra of the finished run" if run.ended else f"at step {run.looks[-1].step:,}"
     return [f"Directions at or below a millionth of the largest eigenvalue, {where}: {', '.join(found)}."]
+
+
+def _progress(run: Run) -> list[str]:
+    """A sentence where the run has not ended."""
+    total = run.config.total_steps
+    of = f" of {total:,}" if total else ""
+    return [] if run.ended else [f"The run has not ended: it stands at step {run.last_step:,}{of}."]
+
+
+def _past_warmup(run: Run) -> bool:
+    """Whether the learning rate has been higher than it is: before, a loss may still be at its chance line."""
+    rate = run.training.get("learning_rate")
+    return rate is not None and rate.last < rate.values.max()
 
 
 def _at_chance(run: Run) -> bool:

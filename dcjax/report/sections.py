@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import pathlib
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,14 +86,15 @@ def verdict(found: Finding) -> str:
 
 
 def _reproduce(run: Run) -> str:
+    again = f"runs/{pathlib.Path(run.folder).absolute().name}-again"  # in its own folder the run would resume
     if run.command:
-        code, why = run.command.text, ""
+        code, why = f"{run.command.text} --workdir={shlex.quote(again)}", ""
         base = run.command.config
         same = f"The config is {base} as it stands."
     else:
         code = (
             "import pathlib\nfrom dcjax.config import read_config\nfrom dcjax.pretrain import pretrain\n\n"
-            f'pretrain(read_config(pathlib.Path({json.dumps(run.folder)})), "runs/again")'
+            f"pretrain(read_config(pathlib.Path({json.dumps(run.folder)})), {json.dumps(again)})"
         )
         why = (
             "<p>The run was begun from Python, or by a version that did not record its command; this trains its config "
@@ -267,13 +270,9 @@ def steps_words(steps: list[int]) -> str:
 
 
 def _notes(run: Run) -> str:
-    notes = list(run.notes)
-    total = run.config.total_steps
-    if total and run.last_step < total:
-        notes.append(f"The run stands at step {run.last_step:,} of {total:,}.")
-    if not notes:
+    if not run.notes:
         return ""
-    return f"<h3>Notes</h3><ul>{''.join(f'<li>{text(note)}</li>' for note in notes)}</ul>"
+    return f"<h3>Notes</h3><ul>{''.join(f'<li>{text(note)}</li>' for note in run.notes)}</ul>"
 
 
 def raw_data(run: Run, most: int) -> str:

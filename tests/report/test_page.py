@@ -120,6 +120,27 @@ def test_the_verdict_in_words_is_that_of_the_monitor(tmp_path):
     assert (one.tone, one.parts["z"]) == ("bad", "complete")
 
 
+def test_a_loss_at_its_chance_line_is_seen_without_a_monitor_but_not_during_the_warmup(tmp_path):
+    folder = write_run(tmp_path / "run", monitor=False, lines=2)
+    rows = [{"step": step, "loss": 4.85, "learning_rate": rate} for step, rate in ((1, 0.0), (20, 1.0), (300, 0.1))]
+    for count, short in (
+        (2, "r: no collapse, z: no collapse"),
+        (3, "at its chance line, r: no collapse, z: no collapse"),
+    ):
+        write_lines(folder / "metrics.jsonl", rows[:count])
+        assert finding(read_run(str(folder))).short == short
+    assert finding(read_run(str(folder))).next[0].startswith("Try a lower learning rate")
+
+
+def test_a_run_that_has_not_ended_says_so_first(tmp_path):
+    folder = write_run(tmp_path / "run", end=False, total_steps=900)
+    one = finding(read_run(str(folder)))
+    assert one.reasons[0] == "The run has not ended: it stands at step 300 of 900."
+    assert not any("dcjax probe" in line for line in one.next)
+    text = page([read_run(str(folder))])
+    assert "--config=configs/quickstart.py --config.seed=0 --workdir=runs/run-again" in text
+
+
 def test_a_point_is_seen_without_a_monitor(tmp_path):
     folder = write_run(tmp_path / "run", monitor=False, lines=2)
     spectra = {name: np.full(8, 5e-16) for name in ("r", "z", "r_unit", "z_unit")}

@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 from report_runs import write_lines, write_run
 
+from dcjax.collapse.monitor import CHANCE_MARGIN
 from dcjax.collapse.ranks import TOLERANCE
+from dcjax.collapse.verdict import ALIKE
 from dcjax.evaluation.protocol import RESULTS_FILE
 from dcjax.losses.contrastive import chance_loss
 from dcjax.pretrain import SPECTRUM_FILE
 from dcjax.report import lines, record
 from dcjax.report.figures import COLLAPSED, mappable, thin
-from dcjax.report.finding import finding
+from dcjax.report.finding import LEARNT, POINT, finding
 from dcjax.report.record import read_run, read_runs
 from dcjax.runtime.errors import SettingError
 from dcjax.training.metrics import METRICS_FILE, SPECTRA_FILE
@@ -36,6 +38,7 @@ def test_the_names_are_those_of_the_modules_that_write_them():
     assert (record.METRICS_FILE, record.SPECTRA_FILE) == (METRICS_FILE, SPECTRA_FILE)
     assert (record.SPECTRUM_FILE, record.PROBE_FILE) == (SPECTRUM_FILE, RESULTS_FILE)
     assert COLLAPSED == TOLERANCE
+    assert (POINT, LEARNT) == (ALIKE**2, 1 - CHANCE_MARGIN)
 
 
 def test_a_whole_run(tmp_path):
