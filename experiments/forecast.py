@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
         run = next(run for run in forecast_images.all_runs() if run.name == flags.train)
         forecast_images.train(run, flags.work / f"{run.name}.npz")
         return
+    flags.results.mkdir(parents=True, exist_ok=True)  # before hours of training
     found = run_toy(flags) if flags.part == "toy" else run_images(flags)
     file = flags.results / "forecast.json"
     record = json.loads(file.read_text()) if file.exists() else {}

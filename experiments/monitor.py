@@ -124,6 +124,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("runs") / "monitor")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     flags = parser.parse_args(argv)
+    flags.results.mkdir(parents=True, exist_ok=True)  # before hours of training
     file = flags.results / "monitor.json"
     record: dict[str, dict[str, Any]] = json.loads(file.read_text()) if file.exists() else {}
     for seed in range(flags.seeds):
