@@ -13,6 +13,10 @@ COMMANDS = {
     "probe": ("dcjax.probe", "score the frozen encoder of a run: linear probe, nearest neighbours, effective rank"),
     "collapse": ("dcjax.collapse.__main__", "tell whether the embeddings in a file or of a run have collapsed"),
     "report": ("dcjax.report.__main__", "write one HTML file about a run, or about several runs side by side"),
+    "compile": (
+        "dcjax.compile",
+        "see if the training step fits a TPU or GPU that need not be there",
+    ),
     "prepare": ("dcjax.data.prepare", "prepare a data set once, from class folders or with TFDS"),
     "toy": ("dcjax.toy.__main__", "check the theorems and the toy figures of the paper"),
 }

@@ -316,15 +316,20 @@ def open_split(data: DataConfig, key: str, *, classes: Sequence[str] = ()) -> So
         return source
 
 
-def make_modules(config: Config, dtype: Any = None) -> tuple[Any, Any]:
+def make_modules(config: Config, dtype: Any = None, *, platform: str | None = None) -> tuple[Any, Any]:
     """The encoder and the projector of a config, in its compute dtype unless another one is given.
+
+    Args:
+      config: the checked config.
+      dtype: the compute dtype; None for that of `model.dtype`.
+      platform: the platform that `model.dtype=auto` is to suit; None for that of the devices here.
 
     Raises:
       SettingError: settings contradict each other, such as a d0 above the width of r.
     """
     model, projector = config.model, dataclasses.asdict(config.projector)
     if dtype is None:
-        auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        auto = jnp.float32 if (platform or jax.default_backend()) == "cpu" else jnp.bfloat16
         dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "auto": auto}[model.dtype]
     with section("model"):
         encoder = make_encoder(model.name, width=model.width, stem=model.stem, dtype=dtype, remat=model.remat)

@@ -2,17 +2,14 @@
 
 import contextlib
 import dataclasses
-import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dcjax.collapse.plot import plot_spectra
@@ -20,27 +17,20 @@ from dcjax.components import Components, build
 from dcjax.config import Origin, check_same_run, write_config, write_origin
 from dcjax.data import Subset
 from dcjax.evaluation import spectrum_of_processes
-from dcjax.losses import LOSSES, chance_loss, takes_blocks
+from dcjax.losses import chance_loss
+from dcjax.program import compile_step, make_optimizer, make_schedule, run_lengths
 from dcjax.runtime.errors import SettingError, StoppedRunError
 from dcjax.runtime.files import replace_npz
-from dcjax.runtime.mesh import batch_sharding, check_batch, replicated, to_devices
+from dcjax.runtime.mesh import check_batch, replicated, to_devices
 from dcjax.runtime.randomness import Stream
 from dcjax.schema import Config, flatten, from_keys, section
 from dcjax.training.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
 from dcjax.training.metrics import MetricsWriter, NotFiniteError, StepMetrics
 from dcjax.training.monitor import Monitor
-from dcjax.training.optim import lars, warmup_cosine
 from dcjax.training.signals import StopRequest
 from dcjax.training.state import TrainState, init_state
-from dcjax.training.step import TrainStep, make_train_step
 
 SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
-# With `loss.block_size=auto`, a device holds all of its logits at once up to this many bytes, and tiles above. On CPU,
-# with one device and with eight, all logits at once are mostly faster up to 4 MB and tiles above 16 MB; in between it
-# depends on the loss (experiments/results/loss_tiling_cpu.jsonl). The bound for accelerators was not measured: it is
-# the 64 MB of one tile of 4,096 x 4,096 logits, since fewer logits would be a single tile. The paper's batch of 4,096
-# has 2 MB on each of 32 devices.
-PLAIN_BYTES = {"cpu": 2**22, "accelerator": 2**26}
 SPECTRUM_IMAGES = 25_600  # training images, at most, that stand in for a missing test split
 
 
@@ -77,7 +67,9 @@ def pretrain(
     total_steps, warmup_steps = run_lengths(settings, len(source))
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
-    train_step = compile_step(components, optimizer, schedule)
+    train_step = compile_step(
+        settings, components.network, optimizer, schedule, augmentation=components.augmentation, mesh=mesh
+    )
     monitor = components.monitor()
     workdir = open_workdir(workdir, extend=extend)  # last, so that a refused command leaves nothing behind
 
@@ -136,25 +128,6 @@ def pretrain(
     return state
 
 
-def compile_step(
-    components: Components, optimizer: optax.GradientTransformation, schedule: optax.Schedule
-) -> TrainStep:
-    """The step as one jitted program over the mesh; the new state reuses the memory of the old one."""
-    config, mesh = components.config, components.mesh
-    step = make_train_step(
-        components.network,
-        optimizer,
-        schedule,
-        loss=make_loss(config, mesh),
-        augmentation=components.augmentation,
-        image_size=config.data.image_size,
-        seed=config.seed,
-        mesh=mesh,
-    )
-    everywhere, split = replicated(mesh), batch_sharding(mesh)
-    return jax.jit(step, donate_argnums=0, in_shardings=(everywhere, split), out_shardings=everywhere)
-
-
 def open_log(
     components: Components,
     monitor: Monitor | None,
@@ -193,76 +166,6 @@ def open_log(
         monitor=monitor,
         look_every=config.monitor.every_steps,
     )
-
-
-def run_lengths(config: Config, images: int) -> tuple[int, int]:
-    """Steps of the whole run and of its warm-up, from `*_steps` if given and `*_epochs` otherwise.
-
-    Raises:
-      SettingError: the batch is larger than the training set, or the run has no step.
-    """
-
-    def steps(count: int | None, epochs: float) -> int:
-        return count if count is not None else round(epochs * images / config.batch_size)
-
-    if config.batch_size > images:
-        raise SettingError(f"batch_size must be at most the {images} training images, found {config.batch_size}")
-    total = steps(config.total_steps, config.total_epochs)
-    if total < 1:
-        raise SettingError(f"total_steps (or total_epochs) must give at least one step, found {total}")
-    return total, steps(config.optimizer.warmup_steps, config.optimizer.warmup_epochs)
-
-
-def make_schedule(config: Config, images: int) -> optax.Schedule:
-    """The learning-rate schedule of a config; `images` is the number of training images."""
-    total_steps, warmup_steps = run_lengths(config, images)
-    settings = config.optimizer
-    if warmup_steps >= total_steps:
-        name = "warmup_epochs" if settings.warmup_steps is None else "warmup_steps"
-        found = f"{warmup_steps} of {total_steps} steps"
-        raise SettingError(f"optimizer.{name} must give a warm-up that is shorter than the run, found {found}")
-    with section("optimizer"):
-        return warmup_cosine(
-            learning_rate=settings.learning_rate,
-            warmup_steps=warmup_steps,
-            total_steps=total_steps,
-            final_scale=settings.final_scale,
-        )
-
-
-def make_optimizer(config: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The optimiser of a config."""
-    settings = config.optimizer
-    with section("optimizer"):
-        return lars(
-            schedule,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            trust_coefficient=settings.trust_coefficient,
-        )
-
-
-def make_loss(config: Config, mesh: Mesh) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """The loss of the embeddings of two views, in tiles or not, as `loss.block_size` says.
-
-    A loss without the argument `block_size` has no tiles; `auto` and `none` both select its only form.
-
-    Raises:
-      SettingError: `loss.block_size` is not allowed, or the loss has no tiles.
-    """
-    loss = functools.partial(LOSSES[config.loss.name], temperature=config.loss.temperature)
-    block_size = config.loss.block_size
-    if not takes_blocks(loss):
-        if block_size.isdecimal():
-            raise SettingError(
-                f"loss.block_size must be auto or none for the loss '{config.loss.name}', found {block_size}"
-            )
-        return loss
-    rows = config.batch_size * (2 if config.loss.name == "nt_xent" else 1)  # the logits have as many columns
-    bound = PLAIN_BYTES["cpu" if jax.default_backend() == "cpu" else "accelerator"]
-    if block_size == "none" or (block_size == "auto" and 4 * rows**2 / mesh.size <= bound):
-        return loss
-    return functools.partial(loss, block_size=None if block_size == "auto" else int(block_size), mesh=mesh)
 
 
 @dataclasses.dataclass(frozen=True)

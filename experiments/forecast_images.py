@@ -75,7 +75,7 @@ def train(run: ImageRun, file: pathlib.Path, *, early: tuple[int, ...] = EARLY, 
 
     from dcjax.components import build
     from dcjax.evaluation.embeddings import view_embeddings
-    from dcjax.pretrain import compile_step, make_optimizer, make_schedule, run_lengths
+    from dcjax.program import compile_step, make_optimizer, make_schedule, run_lengths
     from dcjax.runtime.mesh import replicated, to_devices
     from dcjax.runtime.randomness import Stream
     from dcjax.training.state import init_state
@@ -89,7 +89,9 @@ def train(run: ImageRun, file: pathlib.Path, *, early: tuple[int, ...] = EARLY, 
     assert test is not None
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
-    step = compile_step(components, optimizer, schedule)
+    step = compile_step(
+        settings, components.network, optimizer, schedule, augmentation=components.augmentation, mesh=components.mesh
+    )
 
     def initial() -> Any:
         return init_state(components.network, optimizer, seed=settings.seed, image_size=settings.data.image_size)

@@ -12,7 +12,8 @@ from dcjax.data import SOURCES
 from dcjax.evaluation.protocol import probe
 from dcjax.losses import LOSSES, unit_rows
 from dcjax.models import ENCODERS, PROJECTORS
-from dcjax.pretrain import make_loss, pretrain
+from dcjax.pretrain import pretrain
+from dcjax.program import make_loss
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import make_mesh
 from dcjax.training.metrics import read_metrics

@@ -13,11 +13,12 @@ LAYERS = [
     {"training", "evaluation"},
     {"schema"},
     {"config"},
-    {"components"},
+    {"components", "program"},
+    {"aot"},
     {"pretrain", "encoder"},
     {"evaluation.baselines", "evaluation.embeddings"},
     {"evaluation.protocol"},
-    {"main", "probe", "__main__", "collapse.__main__", "report"},
+    {"main", "probe", "compile", "__main__", "collapse.__main__", "report"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NO_FLAX = PLAIN | {"losses", "collapse", "toy"}

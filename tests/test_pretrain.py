@@ -18,6 +18,7 @@ from dcjax.data.order import epoch_order
 from dcjax.losses import LOSSES
 from dcjax.models import Network, make_encoder, make_projector
 from dcjax.pretrain import pretrain
+from dcjax.program import make_loss, make_schedule
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import batch_sharding, make_mesh, replicated
 from dcjax.runtime.randomness import Stream, host_seed
@@ -67,7 +68,7 @@ def test_one_and_eight_devices_give_the_same_objective_and_gradient(x64):
     found = {}
     for devices, block_size in ((1, "none"), (8, "none"), (8, "3")):
         mesh, config.loss.block_size = make_mesh(devices), block_size
-        objective = make_objective(network, loop.make_loss(config, mesh), seed=0)
+        objective = make_objective(network, make_loss(config, mesh), seed=0)
         rows = batch_sharding(mesh)
         differentiate = jax.jit(
             jax.value_and_grad(objective, has_aux=True),
@@ -221,7 +222,7 @@ def test_signals_are_restored():
 
 def test_the_rate_is_that_of_the_config_for_every_batch_size():
     for batch_size in (8, 64):
-        schedule = loop.make_schedule(tiny_config(batch_size=batch_size, total_steps=10), images=1437)
+        schedule = make_schedule(tiny_config(batch_size=batch_size, total_steps=10), images=1437)
         assert float(schedule(1)) == 1.5  # the peak, after one step of warm-up, is not rescaled
 
 
@@ -241,7 +242,7 @@ def test_the_rate_is_that_of_the_config_for_every_batch_size():
 )
 def test_the_config_chooses_the_tiles(loss, block_size, batch_size, devices, tiles):
     mesh = make_mesh(devices)
-    chosen = loop.make_loss(tiny_config(loss__name=loss, loss__block_size=block_size, batch_size=batch_size), mesh)
+    chosen = make_loss(tiny_config(loss__name=loss, loss__block_size=block_size, batch_size=batch_size), mesh)
     assert chosen.func is LOSSES[loss]
     assert chosen.keywords == {"temperature": 0.1} | ({} if tiles is None else tiles | {"mesh": mesh})
 

@@ -11,6 +11,7 @@ from helpers import as_flags, assert_identical, run_main, saved_state, tiny_conf
 from dcjax import pretrain as loop
 from dcjax.components import build
 from dcjax.pretrain import pretrain
+from dcjax.program import make_schedule
 from dcjax.runtime.errors import SettingError, StoppedRunError
 from dcjax.runtime.mesh import make_mesh, replicated
 from dcjax.runtime.randomness import Stream
@@ -199,7 +200,7 @@ def test_a_run_is_extended_on_request_and_then_goes_on_as_it_is(four_steps, tmp_
 
 def test_during_the_warm_up_another_length_moves_nothing():
     old, new = (tiny_config(total_steps=total, optimizer__warmup_steps=3) for total in (5, 9))
-    schedule = loop.make_schedule(new, images=1437)
+    schedule = make_schedule(new, images=1437)
     for step in range(4):
         loop.check_length(loop.Saved(step, old.to_dict(), {}), build(new), schedule, extend=False)
     with pytest.raises(SettingError, match="of step 5"):

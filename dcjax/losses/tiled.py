@@ -61,7 +61,8 @@ def tiled_loss(
     """
     axis = _checked_axis(mesh, axis, u.shape[0])
     if block_size is None:
-        block_size = CPU_BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+        platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+        block_size = CPU_BLOCK if platform == "cpu" else ACCELERATOR_BLOCK
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, found {block_size}")
     rows = u.shape[0] // _size(mesh, axis)

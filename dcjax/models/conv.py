@@ -110,17 +110,18 @@ def _input_gradient(
     ):
         first = size - 1 - before
         pads.append((first, image + size - 1 - (stride * (out - 1) + 1) - first))
-    # XLA's GPU compiler knows this pattern as an input gradient only where the reversal meets the convolution directly.
-    taps = lax.rev(kernel.astype(g.dtype), (0, 1))
-    return lax.conv_general_dilated(
-        g,
-        taps,
-        (1, 1),
-        pads,
-        lhs_dilation=strides,
-        dimension_numbers=("NHWC", "HWOI", "NHWC"),
-        precision=precision,
-    )
+    with jax.named_scope("input_gradient"):
+        # XLA's GPU compiler knows this as an input gradient only where the reversal meets the convolution directly.
+        taps = lax.rev(kernel.astype(g.dtype), (0, 1))
+        return lax.conv_general_dilated(
+            g,
+            taps,
+            (1, 1),
+            pads,
+            lhs_dilation=strides,
+            dimension_numbers=("NHWC", "HWOI", "NHWC"),
+            precision=precision,
+        )
 
 
 def _weight_gradient(
@@ -145,8 +146,9 @@ def _weight_gradient(
         # its result once, which is the type that crosses devices; only then does it become float32.
         rules["cuda"] = rules["rocm"] = lambda x, g: xla_rule(x, g, out_dtype=x.dtype).astype(sum_dtype)
     default = functools.partial(xla_rule, out_dtype=sum_dtype)
-    gradient = lax.platform_dependent(x, g, **rules, default=default) if rules else default(x, g)
-    return gradient.astype(dtype)
+    with jax.named_scope("weight_gradient"):
+        gradient = lax.platform_dependent(x, g, **rules, default=default) if rules else default(x, g)
+        return gradient.astype(dtype)
 
 
 def _xla_rule(

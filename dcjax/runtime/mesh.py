@@ -97,6 +97,12 @@ def _known_to_xla(flag: str) -> bool:
         return content.find(flag.removeprefix("--").partition("=")[0].encode()) >= 0
 
 
+def platform(mesh: Mesh) -> str:
+    """The platform of a mesh's devices, `cpu`, `gpu` or `tpu`; the devices of a topology need not be there."""
+    found = mesh.devices.flat[0].platform
+    return "gpu" if found in ("cuda", "rocm") else found
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of the state: a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -44,11 +44,13 @@ def make_objective(
         # Each view has its own batch statistics over the global batch, as in the authors' two calls.
         view, batch_stats = apply(x, state.batch_stats)
         view_prime, batch_stats = apply(x_prime, batch_stats)
-        contrastive, logits = loss(view.z, view_prime.z), view.logits
-        if logits is None:
-            return contrastive, (batch_stats, {"loss": contrastive})
-        online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
-        right = jnp.argmax(logits, axis=1) == labels
+        logits = view.logits
+        with jax.named_scope("loss"):
+            contrastive = loss(view.z, view_prime.z)
+            if logits is None:
+                return contrastive, (batch_stats, {"loss": contrastive})
+            online = jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels))
+            right = jnp.argmax(logits, axis=1) == labels
         metrics = {
             "loss": contrastive,
             "online_loss": online,
@@ -109,19 +111,22 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
         key = device_key(seed, Stream.AUGMENTATION)
         images, positions = batch["image"], batch["position"]
-        x, x_prime = two_views(images, key, positions, size=image_size, settings=augmentation, mesh=mesh)
+        with jax.named_scope("augment"):
+            x, x_prime = two_views(images, key, positions, size=image_size, settings=augmentation, mesh=mesh)
         differentiate = jax.grad(objective, has_aux=True)
         gradient, (batch_stats, metrics) = differentiate(state.params, state, x, x_prime, batch["label"])
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        metrics |= {
-            "gradient_norm": optax.tree.norm(gradient),
-            **{f"gradient_norm/{part}": optax.tree.norm(leaves) for part, leaves in parts_of(gradient).items()},
-            # Norms of the new state, so that a state is known to be finite before it is saved.
-            "parameter_norm": optax.tree.norm(params),
-            "statistics_norm": optax.tree.norm(batch_stats),
-            "learning_rate": schedule(state.step),
-        }
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        with jax.named_scope("scalars"):
+            metrics |= {
+                "gradient_norm": optax.tree.norm(gradient),
+                **{f"gradient_norm/{part}": optax.tree.norm(leaves) for part, leaves in parts_of(gradient).items()},
+                # Norms of the new state, so that a state is known to be finite before it is saved.
+                "parameter_norm": optax.tree.norm(params),
+                "statistics_norm": optax.tree.norm(batch_stats),
+                "learning_rate": schedule(state.step),
+            }
         next_state = TrainState(state.step + 1, params, batch_stats, state.constants, opt_state)
         return next_state, metrics
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from dcjax.components import Components, build
 from dcjax.config import load_config
-from dcjax.pretrain import compile_step, make_optimizer, make_schedule
+from dcjax.program import compile_step, make_optimizer, make_schedule
 from dcjax.runtime import cli
 from dcjax.runtime.mesh import to_devices
 from dcjax.runtime.randomness import Stream
@@ -46,7 +46,9 @@ def timed(components: Components, *, steps: int, repeats: int) -> dict[str, floa
     config = components.config
     schedule = make_schedule(config, len(components.train_source))
     optimizer = make_optimizer(config, schedule)
-    train_step = compile_step(components, optimizer, schedule)
+    train_step = compile_step(
+        config, components.network, optimizer, schedule, augmentation=components.augmentation, mesh=components.mesh
+    )
     monitor = components.monitor()
     assert monitor is not None
     state = init_state(components.network, optimizer, seed=0, image_size=config.data.image_size)

@@ -1,0 +1,102 @@
+"""Compiles the training step of a config for devices that need not be there, and tells what it needs.
+
+    dcjax compile --config=configs/directclr.py --topology=v5e:4x8 --config.batch_size=4096
+
+(or python -m dcjax.compile). No data set is opened. The tables show whether the step fits, the memory traffic of its
+parts beside the least that the algorithm needs, the exchanges between devices, and a bound on its time. Topologies:
+v4, v5e, v5p and v6e with the shape of a slice (needs `pip install 'dcjax[tpu]'`), h100:SLICESxHOSTSxGPUS (needs
+`dcjax[cuda13]` or `dcjax[cuda12]`; an estimate, since nothing is tuned), and cpu:N. On a GPU the step counts as fitting
+up to 75 % of its memory, which is what JAX takes, or to the share in XLA_PYTHON_CLIENT_MEM_FRACTION.
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from dcjax.config import add_config_flags, config_from_flags
+from dcjax.runtime import cli
+from dcjax.runtime.errors import SettingError
+
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the command line, compiles, prints."""
+    parser = cli.Parser(prog="dcjax compile", description=__doc__ or "")
+    parser.usage = "dcjax compile --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--config.KEY=VALUE ...]"
+    parser.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="the devices, such as v5e:4x8")
+    parser.add_argument("--largest_batch", action="store_true", help="also find the largest batch that fits")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument("--dump", metavar="DIR", help="a folder for the text of the compiled program")
+    parser.add_argument("--classes", type=int, default=IMAGENET_CLASSES, help="classes of the data set (default: 1000)")
+    parser.add_argument("--images", type=int, default=IMAGENET_IMAGES, help="training images (default: ImageNet's)")
+    add_config_flags(parser)
+    config, flags = config_from_flags(parser, argv)
+    for name in ("classes", "images"):
+        least = 0 if name == "classes" else 1
+        if getattr(flags, name) < least:
+            raise SettingError(f"--{name} must be at least {least}, found {getattr(flags, name)}")
+
+    # Imported here because the environment decides what JAX loads.
+    from dcjax.aot import leave_devices_alone
+
+    leave_devices_alone()
+    from dcjax.aot.chips import CHIPS
+    from dcjax.aot.compiled import CompiledStep, compile_for
+    from dcjax.aot.largest import largest_batch
+    from dcjax.aot.table import as_dict, as_text
+    from dcjax.aot.topology import topology_hosts, topology_mesh
+    from dcjax.schema import check_config, with_values
+
+    checked = check_config(config)
+    mesh = topology_mesh(flags.topology)
+    chip, hosts = CHIPS.get(flags.topology.partition(":")[0]), topology_hosts(flags.topology)
+
+    def compile_batch(batch_size: int) -> CompiledStep:
+        return compile_for(
+            check_config(with_values(checked, {"batch_size": batch_size})),
+            mesh,
+            classes=flags.classes,
+            images=flags.images,
+            capacity=chip.memory if chip else None,
+        )
+
+    step = compile_batch(checked.batch_size)
+    largest = largest_batch(compile_batch, step) if chip and (flags.largest_batch or not step.fits) else None
+    if flags.dump and step.text:
+        write_program(pathlib.Path(flags.dump), step.text, flags.topology)
+    if not step.fits:
+        remedy = f"the largest that fits is {largest.batch_size}" if largest else "no smaller batch fits either"
+        raise SettingError(
+            f"batch_size {step.batch_size} does not fit on {flags.topology}: it needs {step.used / 2**30:.2f} GiB a "
+            f"device, which has {(step.capacity or 0) / 2**30:.2f}; {remedy}"
+        )
+    found: dict[str, Any] = {"config": flags.config, "topology": flags.topology, **as_dict(step, chip, hosts=hosts)}
+    if largest:
+        found["largest_batch_size"] = largest.batch_size
+    if flags.json:
+        print(json.dumps(found))
+        return
+    print(as_text(step, chip, hosts=hosts))
+    if largest:
+        print(f"the largest batch that fits: {largest.batch_size} ({largest.used / 2**30:.2f} GiB a device)")
+
+
+def write_program(folder: pathlib.Path, text: str, topology: str) -> None:
+    """Writes the text of a compiled program into a folder.
+
+    Raises:
+      SettingError: the folder cannot be written to.
+    """
+    path = folder / f"train_step-{topology.replace(':', '-')}.hlo.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise SettingError(f"--dump {folder} cannot be written to ({error.strerror}); name another folder") from error
+    print(f"dcjax: the compiled program is in {path}", flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
