@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from dcjax.config import add_config_flags, config_from_flags
 from dcjax.runtime import cli, processes
+from dcjax.runtime.errors import SettingError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -24,9 +25,15 @@ def main(argv: Sequence[str]) -> None:
         action="store_true",
         help="resume a run with another total_steps or total_epochs, although its learning rate then jumps",
     )
+    parser.add_argument(
+        "--profile",
+        metavar="FIRST:LAST",
+        help="record these steps for TensorBoard in RUN/profile, and print the time of each part of a step",
+    )
     processes.add_process_flags(parser)
     add_config_flags(parser)
     config, flags = config_from_flags(parser, argv)
+    profile = parse_steps(flags.profile) if flags.profile else None
     file, _, argument = flags.config.partition(":")
     name = "-".join([pathlib.Path(file).stem, *argument.split(",")] if argument else [pathlib.Path(file).stem])
     workdir = flags.workdir or pathlib.Path("runs") / name
@@ -38,9 +45,21 @@ def main(argv: Sequence[str]) -> None:
     from dcjax.pretrain import pretrain
 
     with processes.one_of_several():
-        pretrain(config, workdir, extend=flags.extend, origin=flags.origin)
+        pretrain(config, workdir, extend=flags.extend, origin=flags.origin, profile=profile)
         if config.probe.after_training:
             probe(workdir, devices=config.devices)
+
+
+def parse_steps(text: str) -> tuple[int, int]:
+    """The steps that `--profile=FIRST:LAST` names.
+
+    Raises:
+      SettingError: the text has another form, or the steps are not in order.
+    """
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise SettingError(f"--profile must be FIRST:LAST, two steps in order such as 20:25, found '{text}'")
+    return int(first), int(last)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from dcjax.aot.profile import ProfiledStep
 from dcjax.collapse.plot import plot_spectra
 from dcjax.components import Components, build
 from dcjax.config import Origin, check_same_run, write_config, write_origin
 from dcjax.data import Subset
 from dcjax.evaluation import spectrum_of_processes
 from dcjax.losses import chance_loss
-from dcjax.program import compile_step, make_optimizer, make_schedule, run_lengths
+from dcjax.program import compile_step, make_optimizer, make_schedule, run_lengths, step_arguments
 from dcjax.runtime.errors import SettingError, StoppedRunError
 from dcjax.runtime.files import replace_npz
 from dcjax.runtime.mesh import check_batch, replicated, to_devices
@@ -30,7 +31,7 @@ from dcjax.training.monitor import Monitor
 from dcjax.training.signals import StopRequest
 from dcjax.training.state import TrainState, init_state
 
-SPECTRUM_FILE, SPECTRUM_PLOT = "spectrum.npz", "spectrum.png"
+SPECTRUM_FILE, SPECTRUM_PLOT, PROFILE_FOLDER = "spectrum.npz", "spectrum.png", "profile"
 SPECTRUM_IMAGES = 25_600  # training images, at most, that stand in for a missing test split
 
 
@@ -40,6 +41,7 @@ def pretrain(
     *,
     extend: bool = False,
     origin: Origin | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> TrainState:
     """Trains the encoder of a config, resuming from the last checkpoint in `workdir` if there is one.
 
@@ -51,6 +53,7 @@ def pretrain(
       workdir: the run's folder; it is created if it is missing.
       extend: resume a run with another length, although its learning rate then jumps; the run must exist.
       origin: the command, which is written to `command.json` for reports.
+      profile: the first and the last step to record for TensorBoard, in the folder `profile`; None for no record.
 
     Returns:
       The trained state.
@@ -84,6 +87,10 @@ def pretrain(
     crops = {"views": 2, "interpolation": components.augmentation.interpolation}
     loader = components.train_batches(source, batch_size=settings.batch_size, stream=Stream.ORDER, **crops)
     loader.seek(step)
+    if profile is not None:
+        compiled = train_step.lower(*step_arguments(settings, components.network, optimizer, mesh)).compile()
+        steps = {"first": profile[0], "last": profile[1], "done": step, "total": total_steps}
+        train_step = ProfiledStep(compiled, workdir / PROFILE_FOLDER, **steps)
     lengths = {"total_steps": total_steps, "warmup_steps": warmup_steps}
     log = open_log(components, monitor, saved, workdir, origin=origin, **lengths)
 
@@ -98,6 +105,8 @@ def pretrain(
     with StopRequest() as stop, contextlib.ExitStack() as opened:
         for part in (checkpointer, loader, log):  # each is closed, whatever happens in the others; the log first
             opened.callback(part.close)
+        if isinstance(train_step, ProfiledStep):
+            opened.callback(train_step.close)
         try:
             log.look(step, state.variables)
             while step < total_steps and not stop.reached(step):

@@ -5,7 +5,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-PLAIN = {"runtime.cli", "runtime.errors", "runtime.files", "runtime.versions"}
+PLAIN = {"runtime.cli", "runtime.compile_cache", "runtime.errors", "runtime.files", "runtime.versions"}
 LAYERS = [
     PLAIN,
     {"losses", "collapse", "toy"},

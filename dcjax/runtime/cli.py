@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from dcjax.runtime.compile_cache import use_compile_cache
 from dcjax.runtime.errors import InterruptedRunError, SettingError, StoppedRunError
 
 
@@ -53,6 +54,7 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
       command: a function of the arguments.
       argv: the arguments; None for those of the process.
     """
+    use_compile_cache()
     try:
         command(sys.argv[1:] if argv is None else argv)
     except SettingError as error:
