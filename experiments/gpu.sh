@@ -63,13 +63,13 @@ case $part in
       --block_size 4096
     ;;
   step)
-    within step_gpu.jsonl python -m experiments.benchmarks.pretrain_step --batch_size 256 --profile "$out/profile"
-    within step_gpu.jsonl python -m experiments.benchmarks.pretrain_step --batch_size 512
-    within step_gpu.jsonl python -m experiments.benchmarks.pretrain_step --batch_size 512 --config.model.remat=True
+    within step_gpu.jsonl python -m experiments.benchmarks.step --batch_size 256 --profile "$out/profile"
+    within step_gpu.jsonl python -m experiments.benchmarks.step --batch_size 512
+    within step_gpu.jsonl python -m experiments.benchmarks.step --batch_size 512 --config.model.remat=True
     for images in cifar10 tiny_imagenet; do
       config=configs/directclr.py:$images
-      within step_gpu.jsonl python -m experiments.benchmarks.pretrain_step --config=$config --batch_size 512
-      within step_gpu.jsonl python -m experiments.benchmarks.pretrain_step --config=$config --batch_size 512 \
+      within step_gpu.jsonl python -m experiments.benchmarks.step --config=$config --batch_size 512
+      within step_gpu.jsonl python -m experiments.benchmarks.step --config=$config --batch_size 512 \
         --config.model.name=resnet50 --config.model.remat=True --config.projector.d0=360
     done
     ;;

@@ -16,7 +16,7 @@ from dcjax.runtime.errors import InterruptedRunError, SettingError
 from dcjax.toy.statements.claims import Report, vanishes
 from dcjax.toy.statements.plot import Curve, Panel
 from experiments import diagnosis, figure1, figures3_to_6, learning_rate
-from experiments.benchmarks import pretrain_step
+from experiments.benchmarks import step as step_benchmark
 from experiments.records import RESULTS, write_result
 from experiments.run import Job, run_config
 from experiments.scales import SCALES
@@ -156,14 +156,29 @@ def test_every_run_of_the_search_has_a_config_of_its_own():
 
 def test_the_step_is_timed(monkeypatch, capsys, tmp_path):
     flags = ["--batch_size=8", "--steps=2", "--repeats=2", f"--profile={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["pretrain_step", *as_flags(tiny_config(batch_size=16)), *flags])
-    pretrain_step.main()
+    monkeypatch.setattr(sys, "argv", ["step", *as_flags(tiny_config(batch_size=16)), *flags])
+    step_benchmark.main()
     line = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (line["batch_size"], line["size"], line["devices"], line["dtype"]) == (8, 8, 1, "float32")
     assert line["config"] == "configs/quickstart.py"
     assert line["pairs_per_second"] == pytest.approx(8000 / line["step_ms"], rel=0.05)
     assert 0.3 * math.log(8) < line["loss"] < 3 * math.log(8)
     assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.slow
+def test_the_parts_of_the_step_and_its_peers_are_timed(monkeypatch, capsys):
+    pytest.importorskip("torch")
+    settings = {"model.name": "resnet18", "model.width": 0.125, "projector.d0": 16, "data.image_size": 32}
+    flags = [f"--config.{name}={value}" for name, value in settings.items()]
+    argv = ["step", "--config=configs/directclr.py:cifar10", *flags, "--batch_size=8", "--steps=1", "--repeats=1"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--parts", "--peers", "flax", "torch"])
+    step_benchmark.main()  # raises where a peer finds another loss
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["what"] for line in lines] == [
+        "step", "augmentation", "given views", "forward", "forward and backward", "optimiser", "flax", "torch"
+    ]  # fmt: skip
+    assert all(line["step_ms"] > 0 for line in lines)
 
 
 def test_the_diagnosis_finds_every_kind_in_every_precision(tmp_path, capsys):

@@ -10,7 +10,7 @@ import pytest
 from helpers import ROOT, write_images
 
 from dcjax.runtime import cli
-from experiments.benchmarks import pretrain_step
+from experiments.benchmarks import step
 from experiments.scales import SCALES
 
 SCRIPT = ROOT / "experiments" / "gpu.sh"
@@ -48,7 +48,7 @@ def stops_after_parsing(monkeypatch):
         return stopping
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))
-    monkeypatch.setattr(pretrain_step, "config_from_flags", then_stop(pretrain_step.config_from_flags))
+    monkeypatch.setattr(step, "config_from_flags", then_stop(step.config_from_flags))
 
 
 def parse(command, monkeypatch):
