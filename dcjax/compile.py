@@ -6,7 +6,7 @@
 parts beside the least that the algorithm needs, the exchanges between devices, and a bound on its time. Topologies:
 v4, v5e, v5p and v6e with the shape of a slice (needs `pip install 'dcjax[tpu]'`), h100:SLICESxHOSTSxGPUS (needs
 `dcjax[cuda13]` or `dcjax[cuda12]`; an estimate, since nothing is tuned), and cpu:N. On a GPU the step counts as fitting
-up to 75 % of its memory, which is what JAX takes, or to the share in XLA_PYTHON_CLIENT_MEM_FRACTION.
+up to 75 % of its memory, which is what JAX takes, or to the share in XLA_CLIENT_MEM_FRACTION.
 """
 
 import json

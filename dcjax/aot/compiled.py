@@ -1,5 +1,6 @@
 """The training step compiled for a topology: whether it fits, what it moves and computes, and a bound on its time."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -20,7 +21,7 @@ from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import check_batch, platform
 from dcjax.schema import Config, section
 
-GPU_SHARE = 0.75  # of a GPU's memory is what JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise
+GPU_SHARE = 0.75  # of a GPU's memory is what JAX takes unless the environment says otherwise
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -159,7 +160,8 @@ def compile_for(config: Config, mesh: Mesh, *, classes: int, images: int, capaci
 
 
 def _gpu_share() -> float:
-    try:
-        return float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_SHARE))
-    except ValueError:
-        return GPU_SHARE
+    """The share of a GPU's memory that JAX takes; an environment variable with its old and its new name sets it."""
+    for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        with contextlib.suppress(KeyError, ValueError):
+            return float(os.environ[name])
+    return GPU_SHARE

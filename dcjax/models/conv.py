@@ -143,7 +143,7 @@ def _weight_gradient(
     if sum_dtype != x.dtype:
         # XLA's GPU compiler has no convolution from half precision to float32: it would convert both operands to
         # float32 first and convolve at the lower speed of that type. Here each convolution sums in float32 and rounds
-        # its result once, which is the type that crosses devices; only then does it become float32.
+        # its result once; the sum over devices is float32 again, as compiled for eight H100.
         rules["cuda"] = rules["rocm"] = lambda x, g: xla_rule(x, g, out_dtype=x.dtype).astype(sum_dtype)
     default = functools.partial(xla_rule, out_dtype=sum_dtype)
     with jax.named_scope("weight_gradient"):

@@ -45,7 +45,7 @@ def check_step(found, text):
 
 
 def sums_of_gradients(text):
-    """The dtypes of all arrays that are summed over devices inside the weight gradients."""
+    """The dtypes of all arrays that are summed over devices, the gradients among them."""
     lines = [line for line in text.splitlines() if re.search(r" all-reduce(-start)?\(", line)]
     assert lines
     return [
@@ -77,5 +77,5 @@ def test_gpus(tmp_path, gpus):
         assert not kinds
         return
     assert NORMS <= kinds["all-reduce"]["count"] <= 2 * (2 * NORMS + CONVOLUTIONS) + CONVOLUTIONS
-    # A weight gradient crosses GPUs in bfloat16, as `dcjax.models.conv` says; all else is float32.
-    assert "f32" in sums_of_gradients(text)
+    # Each device rounds its weight gradients to bfloat16 (`dcjax.models.conv`), but their sum over devices is float32.
+    assert set(sums_of_gradients(text)) == {"f32"}

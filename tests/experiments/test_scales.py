@@ -54,7 +54,7 @@ def sort_validation_images(root):
 @pytest.mark.parametrize(
     "name",
     [
-        "laptop",
+        pytest.param("laptop", marks=pytest.mark.slow),
         pytest.param("gpu", marks=pytest.mark.slow),
         pytest.param("gpu_resnet50", marks=pytest.mark.slow),
         pytest.param("gpu_tiny_imagenet", marks=pytest.mark.slow),
