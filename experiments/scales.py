@@ -153,7 +153,16 @@ SCALES = {
             "devices": 1,
             "probe.labels_per_class": 10,
         },
-        learning_rates={"none": 6.0, "linear": 3.0, "mlp": 3.0, "direct": 3.0, "orthogonal": 3.0, "low_rank": 6.0},
+        learning_rates={
+            "none": 6.0,
+            "linear": 3.0,
+            "mlp": 3.0,
+            "direct": 3.0,
+            "orthogonal": 3.0,
+            "diagonal": 6.0,
+            "low_rank": 6.0,
+            "random_subset": 3.0,
+        },  # fmt: skip
         minutes="7 minutes of one CPU core",
         data=CIFAR10,
         images_per_class=(1000, 300),
