@@ -162,7 +162,7 @@ SCALES = {
             "diagonal": 6.0,
             "low_rank": 6.0,
             "random_subset": 3.0,
-        },  # fmt: skip
+        },
         minutes="7 minutes of one CPU core",
         data=CIFAR10,
         images_per_class=(1000, 300),
