@@ -21,7 +21,7 @@ class Collective:
       kind: XLA's name, such as `all-reduce`.
       count: how many are started.
       arrays: how many arrays they exchange; a single all-reduce may take many.
-      bytes: bytes of these arrays.
+      bytes: bytes of these arrays, as each device hands them in.
     """
 
     kind: str
@@ -30,9 +30,10 @@ class Collective:
     bytes: int
 
     def sent(self, devices: int) -> float:
-        """Bytes that a device sends at least: a ring's share of a reduction, the array itself for a permutation."""
+        """Bytes that a device sends at least, to its neighbour in a ring."""
         share = (devices - 1) / devices
-        factors = {"all-reduce": 2 * share, "collective-permute": 1.0, "reduce-scatter": share * devices}
+        # A gather hands on every shard but one; a sum is a scattered sum and a gather of its parts.
+        factors = {"all-reduce": 2 * share, "all-gather": devices - 1, "collective-permute": 1.0}
         return factors.get(self.kind, share) * self.bytes
 
 

@@ -80,6 +80,14 @@ def test_traffic_counts_main_memory_and_the_part_that_changes():
     assert exchange.sent(2) == 3 * row  # a ring of two: half of the array twice
 
 
+@pytest.mark.parametrize(
+    ("kind", "sent"),
+    [("all-reduce", 2 * 6.0), ("reduce-scatter", 6.0), ("all-gather", 24.0), ("collective-permute", 8.0)],
+)
+def test_what_a_device_sends_in_a_ring_of_four(kind, sent):
+    assert accounts.Collective(kind, 1, 1, 8).sent(4) == sent
+
+
 def test_the_trips_of_a_loop_and_the_operations_of_its_products():
     def function(x):
         return jax.lax.fori_loop(0, 5, lambda _, y: jnp.tanh(y @ x), x)
