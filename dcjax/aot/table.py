@@ -10,6 +10,11 @@ from dcjax.aot.parts import PARTS
 GIB, MB = 2**30, 1e6
 
 
+def of_memory(size: float) -> str:
+    """A size of memory, in GiB as chips have it, or in MB where it is small."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / MB:.1f} MB"
+
+
 def in_units(size: float, unit: str) -> str:
     """A number of bytes or operations with three digits and its prefix, such as `6.17 TFLOP`."""
     for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -62,13 +67,13 @@ def as_text(step: CompiledStep, chip: Chip | None, *, hosts: int) -> str:
     memory = step.memory
     assert memory is not None
     per_device = step.batch_size // step.devices
-    room = f" of {step.capacity / GIB:.2f}" if step.capacity else ""
+    room = f" of {of_memory(step.capacity)}" if step.capacity else ""
     lines = [
-        f"{'fits' if step.fits else 'does not fit'}: {step.used / GIB:.2f}{room} GiB a device, with {per_device} pairs "
-        f"on each of {step.devices}",
-        f"  arguments {memory.arguments / GIB:.2f} GiB, outputs {memory.outputs / GIB:.2f} (of which "
-        f"{memory.aliased / GIB:.2f} take the place of arguments), temporaries {memory.temporaries / GIB:.2f}, "
-        f"code {memory.code / MB:.0f} MB",
+        f"{'fits' if step.fits else 'does not fit'}: {of_memory(step.used)}{room} a device, with {per_device} pairs on "
+        f"each of {step.devices}",
+        f"  arguments {of_memory(memory.arguments)}, outputs {of_memory(memory.outputs)} (of which "
+        f"{of_memory(memory.aliased)} take the place of arguments), temporaries {of_memory(memory.temporaries)}, "
+        f"code {of_memory(memory.code)}",
         f"compiled in {step.compile_seconds:.0f} s, traced in {step.lower_seconds:.0f} s",
         "",
         f"{'main memory traffic of a step':<34}{'moved':>9}{'share':>8}{'least':>10}",
