@@ -11,6 +11,7 @@ up to 75 % of its memory, which is what JAX takes, or to the share in XLA_CLIENT
 
 import json
 import pathlib
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,10 +63,12 @@ def main(argv: Sequence[str]) -> None:
             capacity=chip.memory if chip else None,
         )
 
+    if flags.largest_batch and chip is None:
+        raise SettingError(f"--largest_batch needs a device of known memory, found --topology={flags.topology}")
     step = compile_batch(checked.batch_size)
-    largest = largest_batch(compile_batch, step) if chip and (flags.largest_batch or not step.fits) else None
     if flags.dump and step.text:
         write_program(pathlib.Path(flags.dump), step.text, flags.topology)
+    largest = largest_batch(compile_batch, step) if chip and (flags.largest_batch or not step.fits) else None
     if not step.fits:
         remedy = f"the largest that fits is {largest.batch_size}" if largest else "no smaller batch fits either"
         raise SettingError(
@@ -95,7 +98,7 @@ def write_program(folder: pathlib.Path, text: str, topology: str) -> None:
         path.write_text(text)
     except OSError as error:
         raise SettingError(f"--dump {folder} cannot be written to ({error.strerror}); name another folder") from error
-    print(f"dcjax: the compiled program is in {path}", flush=True)
+    print(f"dcjax: the compiled program is in {path}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from dcjax.aot.profile import ProfiledStep
+from dcjax.aot.profile import ProfiledStep, check_steps
 from dcjax.collapse.plot import plot_spectra
 from dcjax.components import Components, build
 from dcjax.config import Origin, check_same_run, write_config, write_origin
@@ -68,6 +68,7 @@ def pretrain(
     settings, mesh, source = components.config, components.mesh, components.train_source
     check_batch(settings.batch_size, mesh)
     total_steps, warmup_steps = run_lengths(settings, len(source))
+    check_steps(profile, done=0, total=total_steps)
     schedule = make_schedule(settings, len(source))
     optimizer = make_optimizer(settings, schedule)
     train_step = compile_step(
@@ -82,6 +83,7 @@ def pretrain(
     step = saved.step if saved else 0
     if saved:
         check_length(saved, components, schedule, extend=extend)
+    check_steps(profile, done=step, total=total_steps)
 
     # The data, from the position that the step alone determines, and the log.
     crops = {"views": 2, "interpolation": components.augmentation.interpolation}
@@ -89,7 +91,7 @@ def pretrain(
     loader.seek(step)
     if profile is not None:
         compiled = train_step.lower(*step_arguments(settings, components.network, optimizer, mesh)).compile()
-        steps = {"first": profile[0], "last": profile[1], "done": step, "total": total_steps}
+        steps = {"first": profile[0], "last": profile[1], "done": step, "devices": len(mesh.local_devices)}
         train_step = ProfiledStep(compiled, workdir / PROFILE_FOLDER, **steps)
     lengths = {"total_steps": total_steps, "warmup_steps": warmup_steps}
     log = open_log(components, monitor, saved, workdir, origin=origin, **lengths)

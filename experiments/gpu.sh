@@ -64,6 +64,8 @@ case $part in
     ;;
   step)
     within step_gpu.jsonl python -m experiments.benchmarks.step --batch_size 256 --profile "$out/profile"
+    within step_gpu.jsonl python -m experiments.benchmarks.step --batch_size 128 --parts --peers flax_conv torch \
+      torch_compile
     within step_gpu.jsonl python -m experiments.benchmarks.step --batch_size 512
     within step_gpu.jsonl python -m experiments.benchmarks.step --batch_size 512 --config.model.remat=True
     for images in cifar10 tiny_imagenet; do

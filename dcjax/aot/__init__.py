@@ -13,7 +13,7 @@ def leave_devices_alone() -> None:
     the lock that keeps one process from the TPU of another.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # the time of compiling is part of what is found
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # so that the compile time is a real one
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         os.environ.setdefault(name, "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # the plugins report at length that no such device is here

@@ -67,20 +67,25 @@ def host_transfers(module: Module) -> list[str]:
     return [instruction.name for _, instruction, _ in module.executed() if instruction.opcode in kinds]
 
 
-def product_flops(module: Module) -> float:
+def product_flops(module: Module, *, repeated: bool = False) -> float:
     """Operations of the convolutions and matrix products of one call, a multiplication and an addition as two.
 
-    For compilers without a count of their own (NVIDIA GPUs). Positions in the padding count as well.
+    Positions in the padding count as well, and so do the zeros between the rows of a dilated image.
+
+    Args:
+      module: the program.
+      repeated: count only the second and later turns of loops, which the compilers' own counts leave out.
     """
     total = 0.0
     for computation, instruction, times in module.executed():
-        inside = [(computation, instruction)]
+        turns = max(times - 1, 0) if repeated else times
+        inside = [(computation, instruction)] if turns else []
         while inside:
             where, inner = inside.pop()
             if inner.opcode == "fusion":
                 fused = [module.computations[name] for name in inner.called]
                 inside.extend((each, i) for each in fused for i in each.instructions.values())
-            total += times * _flops(where.instructions, inner)
+            total += turns * _flops(where.instructions, inner)
     return total
 
 

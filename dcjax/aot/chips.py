@@ -27,14 +27,15 @@ class Chip:
 
 
 GIB = 2**30
+_TPU = "https://cloud.google.com/tpu/docs/"  # read in November 2026
+_NVIDIA = "https://www.nvidia.com/en-us/data-center/h100/"
 CHIPS = {
-    "v4": Chip("TPU v4", 32 * GIB, 275e12, 1228e9, 300e9, "Google Cloud TPU v4: system architecture"),
-    "v5e": Chip("TPU v5e", 16 * GIB, 197e12, 819e9, 200e9, "Google Cloud TPU v5e: system architecture"),
-    "v5p": Chip("TPU v5p", 95 * GIB, 459e12, 2765e9, 600e9, "Google Cloud TPU v5p: system architecture"),
-    "v6e": Chip("TPU v6e", 32 * GIB, 918e12, 1640e9, 400e9, "Google Cloud TPU v6e: system architecture"),
-    "h100": Chip(
-        "NVIDIA H100 SXM", 84_942_979_072, 989.4e12, 3352e9, 450e9, "NVIDIA H100 data sheet (SXM); ConnectX-7", 50e9
-    ),
+    "v4": Chip("TPU v4", 32 * GIB, 275e12, 1200e9, 300e9, _TPU + "v4"),
+    "v5e": Chip("TPU v5e", 16 * GIB, 197e12, 819e9, 200e9, _TPU + "v5e"),
+    "v5p": Chip("TPU v5p", 95 * GIB, 459e12, 2765e9, 600e9, _TPU + "v5p"),
+    "v6e": Chip("TPU v6e", 32 * GIB, 918e12, 1640e9, 400e9, _TPU + "v6e"),
+    # Between hosts: one ConnectX-7 of 400 Gb/s for each GPU, as in NVIDIA's DGX H100.
+    "h100": Chip("NVIDIA H100 SXM", 84_942_979_072, 989.4e12, 3352e9, 450e9, _NVIDIA, network_between_hosts=50e9),
 }
 
 # The shapes of slices that Google Cloud offers, from a single chip to the largest that fits these pages. A TPU v4 or

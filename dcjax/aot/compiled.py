@@ -17,7 +17,6 @@ from dcjax.components import make_modules
 from dcjax.data import Augmentation
 from dcjax.models import Network
 from dcjax.program import compile_step, make_optimizer, make_schedule, step_arguments
-from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import check_batch, platform
 from dcjax.schema import Config, section
 
@@ -52,7 +51,10 @@ class CompiledStep:
       memory: bytes of main memory; None where the program does not fit and the compiler therefore ended.
       used: bytes that the program needs, also where it does not fit.
       capacity: bytes that it may use; None where no bound is known (CPU).
-      flops: operations a call, by the compiler's count or, without one, of the matrix products alone.
+      flops: operations a call, by the compiler's count and the turns of loops that it leaves out; on a GPU, whose
+        compiler does not count, those of convolutions and matrix products.
+      compiler_bytes: memory traffic of a call by the compiler's own count, which on a TPU includes the scratch memory
+        on the chip, and counts the body of a loop once; 0 without one.
       bytes_by_part: main memory traffic of a call by part of the step.
       least_by_part: the same as the algorithm needs it.
       collectives: exchanges between devices.
@@ -67,6 +69,7 @@ class CompiledStep:
     used: int
     capacity: int | None
     flops: float = 0.0
+    compiler_bytes: float = 0.0
     bytes_by_part: dict[str, int] = dataclasses.field(default_factory=dict)
     least_by_part: dict[str, int] = dataclasses.field(default_factory=dict)
     collectives: list[accounts.Collective] = dataclasses.field(default_factory=list)
@@ -81,12 +84,18 @@ class CompiledStep:
         return self.memory is not None and (self.capacity is None or self.used <= self.capacity)
 
     def bound(self, chip: Chip, *, hosts: int = 1) -> dict[str, float]:
-        """Seconds that arithmetic, main memory and the network each need at least, at the chip's published peaks."""
-        network = chip.network_between_hosts if hosts > 1 and chip.network_between_hosts else chip.network
+        """Seconds that arithmetic, main memory and the network each need at least, at the chip's published peaks.
+
+        Between hosts, the devices of a host share the traffic: each has a connection of its own.
+        """
+        network = sum(each.sent(self.devices) for each in self.collectives) / chip.network
+        if hosts > 1 and chip.network_between_hosts:
+            connections = self.devices // hosts * chip.network_between_hosts
+            network = max(network, sum(each.sent(hosts) for each in self.collectives) / connections)
         return {
             "arithmetic": self.flops / chip.flops,
             "memory": sum(self.bytes_by_part.values()) / chip.bandwidth,
-            "network": sum(each.sent(self.devices) for each in self.collectives) / network,
+            "network": network,
         }
 
 
@@ -96,7 +105,7 @@ def compile_for(config: Config, mesh: Mesh, *, classes: int, images: int, capaci
     Args:
       config: the checked config.
       mesh: the devices, of `dcjax.aot.topology.topology_mesh` or `dcjax.runtime.mesh.make_mesh`.
-      classes: classes of the online classifier, of which the data set is not asked.
+      classes: classes of the online classifier; the data set is not opened.
       images: training images, from which the schedule takes its lengths; nothing else depends on them.
       capacity: bytes of main memory of a device; None where no bound is known.
 
@@ -124,7 +133,7 @@ def compile_for(config: Config, mesh: Mesh, *, classes: int, images: int, capaci
     except jax.errors.JaxRuntimeError as error:
         found = _USED.search(str(error))
         if not found:
-            raise SettingError(f"the step cannot be compiled: {str(error).strip().partition(chr(10))[0]}") from error
+            raise  # an error of the compiler
         used, most = (round(float(found.group(i)) * _UNITS[found.group(i + 1)]) for i in (1, 3))
         return CompiledStep(config.batch_size, mesh.size, None, used, most)
     end = time.perf_counter()
@@ -139,6 +148,7 @@ def compile_for(config: Config, mesh: Mesh, *, classes: int, images: int, capaci
     text = compiled.as_text() or ""
     module = hlo.parse(text, device_spaces=frozenset({0} if kind == "tpu" else {0, 1}))
     counted: Any = compiled.cost_analysis() or {}
+    own_flops = float(counted.get("flops", 0))
     whole = config.data.stored_size or 0
     return CompiledStep(
         batch_size=config.batch_size,
@@ -146,7 +156,8 @@ def compile_for(config: Config, mesh: Mesh, *, classes: int, images: int, capaci
         memory=memory,
         used=memory.total,
         capacity=usable,
-        flops=float(counted.get("flops", 0)) or accounts.product_flops(module),
+        flops=accounts.product_flops(module, repeated=bool(own_flops)) + own_flops,
+        compiler_bytes=float(counted.get("bytes accessed", 0)),
         bytes_by_part=accounts.bytes_by_part(module),
         least_by_part=least_bytes(
             network, image_size=config.data.image_size, pairs=config.batch_size // mesh.size, whole_side=whole

@@ -20,12 +20,13 @@ BITS = {
     "s64": 64, "u64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
     "f8e4m3fn": 8, "f8e5m2": 8,
 }  # fmt: skip
-# Instructions that name memory or wait for it, and move nothing themselves.
+# Instructions that name memory and move nothing themselves, as does every one that ends in `-done`.
 FREE = {
     "parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "partition-id", "replica-id",
-    "opt-barrier", "copy-done", "slice-done", "all-reduce-done", "all-gather-done", "collective-permute-done",
-    "async-update", "async-done", "domain", "iota", "send-done", "recv-done",
+    "opt-barrier", "async-update", "domain", "iota",
 }  # fmt: skip
+FREE_TARGETS = ("ConcatBitcast", "AllocateBuffer")  # custom calls of a TPU's program that only name memory
+CALLING = ("while", "conditional", "call", "async-start")  # what they call is counted itself
 COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -41,7 +42,9 @@ _TILE = re.compile(r"T((?:\([0-9,*]+\))+)")
 _SPACE = re.compile(r"S\((\d+)\)")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?(%?[^\s=]+) = (.*)$")
 _OPCODE = re.compile(r"\s*([a-z][a-z0-9-]*)\(")
-_CALLED = re.compile(r"\b(?:calls|body|condition|to_apply|(?:branch|called)_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|body|condition|to_apply|(?:branch|called|true|false)_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 _NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _TRIPS = re.compile(r'known_trip_count"?:\s*\{\s*"?n"?\s*:\s*"?(\d+)')
 
@@ -162,6 +165,8 @@ class Module:
         computation = self.computations[name]
         for instruction in computation.instructions.values():
             yield computation, instruction, times
+            if instruction.opcode in CALLING and not instruction.called:
+                raise ValueError(f"{instruction.name} calls no computation: {instruction.attributes[:80]}")
             if instruction.opcode == "while":
                 trips = self.trips(instruction)
                 for called in instruction.called:
@@ -174,7 +179,7 @@ class Module:
                     yield from self._executed(called, times)
 
     def trips(self, loop: Instruction) -> int:
-        """How often the body of a `while` runs: as XLA says, or by the constant that its condition compares with.
+        """How often the body of a `while` runs: as XLA says, or the constant that its counter, from 0, stays below.
 
         A loop whose length is not known when the program is compiled counts once.
         """
@@ -183,10 +188,14 @@ class Module:
         condition = re.search(r"\bcondition=(%?[\w.\-]+)", loop.attributes)
         if not condition:
             return 1
-        instructions = self.computations[condition.group(1).lstrip("%")].instructions.values()
-        limits = [int(i.attributes.split(")")[0]) for i in instructions if re.match(r"\d+\)", i.attributes)
-                  and i.opcode == "constant" and i.shapes[0].dtype in ("s32", "u32", "s64", "u64")]  # fmt: skip
-        return max(limits, default=1)
+        instructions = list(self.computations[condition.group(1).lstrip("%")].instructions.values())
+        comparisons = [i for i in instructions if i.opcode == "compare" and "direction=LT" in i.attributes]
+        constants = {i.name: i for i in instructions if i.opcode == "constant"}
+        for comparison in comparisons:
+            limit = constants.get(comparison.operands[-1])
+            if limit is not None and (number := re.match(r"(\d+)\)", limit.attributes)):
+                return int(number.group(1))
+        return 1
 
     def main_memory_bytes(self, shape: Shape) -> int:
         """Bytes of an array in the device's main memory, 0 if it lives elsewhere."""
@@ -195,14 +204,15 @@ class Module:
     def traffic(self, computation: Computation, instruction: Instruction) -> int:
         """Bytes of main memory that one instruction reads and writes.
 
-        Each operand is read once and each result written once, as XLA's own count has it. Operands of which only a
-        slice is used count with the slice, and results that are written in place with the part that changes.
+        Each operand is read once and each result written once. Operands of which only a slice is used count with the
+        slice, and results that are written in place with the part that changes. XLA's own count of a TPU's program is
+        higher: it includes the scratch memory on the chip.
         """
         opcode = instruction.opcode
-        if opcode in FREE or opcode in ("while", "conditional", "call", "async-start"):
+        if opcode in FREE or opcode in CALLING or opcode.endswith("-done"):
             return 0
-        if opcode == "custom-call" and 'custom_call_target="ConcatBitcast"' in instruction.attributes:
-            return 0  # names the slices side by side; the TPU's compiler has placed them so
+        if opcode == "custom-call" and any(f'target="{name}"' in instruction.attributes for name in FREE_TARGETS):
+            return 0
         size = self.main_memory_bytes
 
         def operand(index: int) -> Shape:
@@ -224,36 +234,41 @@ class Module:
             for name in dict.fromkeys(instruction.operands)
             for shape in computation.instructions[name].shapes
         )
-        if instruction.opcode.endswith("-start"):  # the result repeats the operands
-            return 2 * read
-        return read + sum(map(size, instruction.shapes))
+        shown = sum(map(size, instruction.shapes))
+        if opcode.endswith("-start") and opcode != "all-reduce-start":
+            return shown  # operands and results are one tuple
+        return read + shown
 
     def _fusion_traffic(self, computation: Computation, fusion: Instruction) -> int:
         fused = self.computations[fusion.called[0]]
         size, total = self.main_memory_bytes, 0
         root = fused.instructions[fused.root]
         results = [fused.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        # A parameter that is updated in place is neither read nor written but for the part that changes.
-        updated: set[str] = set()
         for result, shape in zip(results, fusion.shapes, strict=False):
             source = _through_bitcasts(fused, result)
-            if source.opcode == "dynamic-update-slice":
+            if source.opcode == "dynamic-update-slice":  # in place
                 update = fused.instructions[source.operands[1]].shapes[0]
                 total += size(dataclasses.replace(update, space=shape.space))
-                updated.add(_through_bitcasts(fused, fused.instructions[source.operands[0]]).name)
             else:
                 total += size(shape)
         for number, name in enumerate(fusion.operands):
-            parameter = fused.parameters.get(number)
             shapes = computation.instructions[name].shapes
-            users = fused.users.get(parameter or "", [])
-            if parameter in updated and all(user.opcode in ("dynamic-update-slice", "bitcast") for user in users):
-                continue
-            if users and all(user.opcode in ("dynamic-slice", "slice", "gather") for user in users):
-                parts = [dataclasses.replace(user.shapes[0], space=shapes[0].space) for user in users]
-                total += min(sum(map(size, parts)), sum(map(size, shapes)))
-            else:
-                total += sum(map(size, shapes))
+            whole = sum(map(size, shapes))
+            total += min(whole, self._read_of(fused, fused.parameters.get(number), shapes[0].space, whole))
+        return total
+
+    def _read_of(self, fused: Computation, parameter: str | None, space: int, whole: int) -> int:
+        """Bytes of a parameter that a fusion reads: the slices, nothing for an update in place, or the whole."""
+        total, waiting = 0, [parameter or ""]
+        while waiting:
+            name = waiting.pop()
+            for user in fused.users.get(name, ()):
+                if user.opcode == "bitcast":
+                    waiting.append(user.name)
+                elif user.opcode in ("dynamic-slice", "slice", "gather") and user.operands[0] == name:
+                    total += self.main_memory_bytes(dataclasses.replace(user.shapes[0], space=space))
+                elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                    return whole
         return total
 
 
@@ -310,7 +325,9 @@ def _parse_instruction(name: str, rest: str) -> Instruction:
         raise ValueError(f"cannot read the instruction {name}: {rest[:80]}")
     closing = _closing(rest, opcode.end() - 1)
     arguments, attributes = rest[opcode.end() : closing], rest[closing + 1 :]
-    operands = tuple(word.lstrip("%") for word in re.findall(r"%[^\s,()]+", arguments))
+    operands = tuple(re.findall(r"%([^\s,()]+)", arguments))
+    if not operands and arguments and opcode.group(1) not in ("parameter", "constant", "iota", "replica-id"):
+        raise ValueError(f"the instruction {name} has operands without %: {rest[:80]}")
     called = tuple(
         word.lstrip("%") for group in _CALLED.findall(attributes) for word in re.findall(r"%?[\w.\-]+", group)
     )

@@ -30,6 +30,10 @@ def largest_batch(compile_batch: Callable[[int], CompiledStep], first: CompiledS
         if step.fits:
             fitting.append(step)
         size //= 2
+    if first.fits and len(fitting) < 2:  # a single pair a device
+        step = compile_batch(2 * first.batch_size)
+        if step.fits:
+            fitting.insert(0, step)
     if len(fitting) < 2:
         return fitting[0] if fitting else None
     upper, lower = fitting

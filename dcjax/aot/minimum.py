@@ -15,11 +15,12 @@ WRITTEN_AND_READ = 5  # an activation is written once and read twice, its gradie
 def least_bytes(network: Network, *, image_size: int, pairs: int, whole_side: int = 0) -> dict[str, int]:
     """Bytes of one step on a device, by part; parts that need nearly nothing are left out.
 
-    An activation is what a convolution gives, or a residual sum: normalisation and ReLU need no pass of their own. Each
-    is written once and read twice (by the next layer, and by the weight gradient), and its gradient is written once and
-    read once. The images are read once as bytes, and each view is written once and read twice. Parameters count in
-    float32: read in both passes and their gradient written; the optimiser reads gradient, parameters and momentum and
-    writes the last two.
+    An activation is what a convolution or a max pool gives, or a residual sum: normalisation and ReLU need no pass of
+    their own. Each is written once and read twice (by the next layer, and by the weight gradient), and its gradient is
+    written once and read once. The images are read once as bytes, and each view is written once and read twice.
+    Parameters count in float32: read in both passes and their gradient written; the optimiser reads gradient,
+    parameters and momentum and writes the last two. Statistics of a batch and the loss of some hundred rows are less
+    than a thousandth of this and are left out.
 
     Args:
       network: the network, whose encoder gives the dtype of activations.
@@ -33,25 +34,28 @@ def least_bytes(network: Network, *, image_size: int, pairs: int, whole_side: in
     """
     images = jnp.zeros((1, image_size, image_size, 3))
     variables: Any = jax.eval_shape(lambda: network.init(jax.random.key(0), images, train=False))
-    convolutions, sums = _activations(network, variables, images)
+    convolutions, sums, pools = _activations(network, variables, images)
     width = jnp.dtype(getattr(network.encoder, "dtype", jnp.float32)).itemsize
-    parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    numbers = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in variables["params"].items()}
+    encoder, everything = 4 * numbers["encoder"], 4 * sum(numbers.values())
     pixels = 3 * image_size**2
     source = 3 * whole_side**2 if whole_side else 2 * pixels
     views = 2 * pairs
-    activation = views * width * convolutions
+    activation, view = views * width * convolutions, views * width * pixels
     return {
-        parts.AUGMENTATION: pairs * source + views * width * pixels,
-        parts.FORWARD: 2 * activation + views * width * pixels + parameters,
-        parts.INPUT_GRADIENT: 2 * activation + parameters,
-        parts.WEIGHT_GRADIENT: activation + views * width * pixels + parameters,
+        parts.AUGMENTATION: pairs * source + view,
+        parts.FORWARD: 2 * activation + view + encoder,
+        parts.INPUT_GRADIENT: 2 * activation + encoder,
+        parts.WEIGHT_GRADIENT: activation + view + encoder,
         parts.RESIDUAL: WRITTEN_AND_READ * views * width * sums,
-        parts.OPTIMIZER: WRITTEN_AND_READ * parameters,
+        parts.MAX_POOL: WRITTEN_AND_READ * views * width * pools,
+        parts.HEADS: 3 * (everything - encoder),
+        parts.OPTIMIZER: WRITTEN_AND_READ * everything,
     }
 
 
-def _activations(network: Network, variables: Any, images: jax.Array) -> tuple[int, int]:
-    """Numbers in the outputs of the encoder's convolutions and of its blocks, for one image."""
+def _activations(network: Network, variables: Any, images: jax.Array) -> tuple[int, int, int]:
+    """Numbers in the outputs of the encoder's convolutions, of its blocks and of its pools, for one image."""
 
     def wanted(module: nn.Module, method: str) -> bool:
         return method == "__call__" and not isinstance(module, nn.BatchNorm) and "encoder" in module.path
@@ -72,4 +76,8 @@ def _activations(network: Network, variables: Any, images: jax.Array) -> tuple[i
             convolutions += leaf.size
         else:
             sums += leaf.size
-    return convolutions, sums
+    forward = jax.make_jaxpr(lambda variables: network.apply(variables, images, train=False))(variables)
+    pools = sum(
+        equation.outvars[0].aval.size for equation in forward.eqns if equation.primitive.name == "reduce_window_max"
+    )
+    return convolutions, sums, pools

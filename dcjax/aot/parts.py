@@ -24,7 +24,6 @@ PARTS = (
     AUGMENTATION, FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, BATCH_NORM, RESIDUAL, MAX_POOL, HEADS, LOSS, OPTIMIZER,
     SCALARS, OTHER,
 )  # fmt: skip
-ENCODER_PARTS = (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, BATCH_NORM, RESIDUAL, MAX_POOL)
 
 _WORDS = re.compile(r"\w+")
 _CUDNN = re.compile(r'custom_call_target="__cu(dnn\$conv|blas\$)')
@@ -77,7 +76,8 @@ def part_of(module: Module, computation: Computation, instruction: Instruction) 
     """The part of the step that an instruction belongs to.
 
     A fusion belongs to the convolution inside it, if there is one, and else to the operation that XLA names it by. What
-    has no name (copies that the compiler adds) belongs to the first named instruction that uses its result.
+    has no name (copies that the compiler adds) belongs to the first named instruction that uses its result, and where
+    there is none, to the one that its operand comes from.
     """
     hero = _hero(module, instruction)
     if hero.op_name:
@@ -91,6 +91,12 @@ def part_of(module: Module, computation: Computation, instruction: Instruction) 
             if user.name not in seen:
                 seen.add(user.name)
                 waiting.append(user)
+    source = instruction
+    while source.operands:
+        source = computation.instructions[source.operands[0]]
+        hero = _hero(module, source)
+        if hero.op_name and source.opcode not in ("while", "conditional", "parameter"):
+            return part_of_name(hero.op_name, convolution=_HEROES[0](hero))
     return OTHER
 
 

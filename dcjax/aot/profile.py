@@ -26,17 +26,12 @@ class ProfiledStep:
       folder: where the record is written.
       first, last: steps of the run, counted from 1.
       done: steps that the run has taken.
-      total: steps of the whole run.
-
-    Raises:
-      SettingError: the steps are not still to come.
+      devices: devices of this process that the step runs on.
     """
 
-    def __init__(self, step: Compiled, folder: pathlib.Path, *, first: int, last: int, done: int, total: int):
-        if first <= done or last > total:
-            raise SettingError(f"--profile must name steps from {done + 1} to {total}, found {first}:{last}")
+    def __init__(self, step: Compiled, folder: pathlib.Path, *, first: int, last: int, done: int, devices: int):
         self._compiled, self._folder, self._first, self._last = step, folder, first, last
-        self._done, self._running = done, False
+        self._done, self._devices, self._running = done, devices, False
 
     def __call__(self, state: Any, batch: Any) -> Any:
         """One step."""
@@ -59,12 +54,25 @@ class ProfiledStep:
             jax.profiler.stop_trace()
 
     def _summarise(self) -> None:
-        seconds = seconds_by_part(self._folder, self._compiled.as_text() or "")
-        summary = as_text(seconds, self._last - self._first + 1, jax.local_device_count())
+        try:
+            seconds = seconds_by_part(self._folder, self._compiled.as_text() or "")
+        except (KeyError, OSError, ValueError) as error:  # a form of program or record that is not known ends no run
+            summary = f"no summary by part of the step: {error}"
+        else:
+            summary = as_text(seconds, self._last - self._first + 1, self._devices)
         if jax.process_index() == 0:
             replace_text(self._folder / SUMMARY, summary + "\n")
             print(f"dcjax: steps {self._first} to {self._last} are recorded in {self._folder}", flush=True)
             print(summary, flush=True)
+
+
+def check_steps(steps: tuple[int, int] | None, *, done: int, total: int) -> None:
+    """Raises `SettingError` if the steps to record are not all still to come."""
+    if steps is not None and (steps[0] <= done or steps[1] > total):
+        found = f"{steps[0]}:{steps[1]}"
+        if done >= total:
+            raise SettingError(f"--profile has no step to record, since the run has taken all {total}, found {found}")
+        raise SettingError(f"--profile must name steps from {done + 1} to {total}, found {found}")
 
 
 def seconds_by_part(folder: pathlib.Path, program: str) -> dict[str, float]:

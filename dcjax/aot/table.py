@@ -37,6 +37,7 @@ def as_dict(step: CompiledStep, chip: Chip | None, *, hosts: int) -> dict[str, A
     found |= {
         "memory_bytes": dataclasses.asdict(step.memory),
         "flops": step.flops,
+        "compiler_bytes": step.compiler_bytes,
         "traffic_bytes": sum(step.bytes_by_part.values()),
         "least_traffic_bytes": sum(step.least_by_part.values()),
         "parts": {
@@ -86,6 +87,7 @@ def as_text(step: CompiledStep, chip: Chip | None, *, hosts: int) -> str:
             lines.append(f"  {part:<32}{in_units(size, 'B'):>9}{size / max(total, 1):>8.1%}{shown:>10}")
     lines += [
         f"  {'in all':<32}{in_units(total, 'B'):>9}{total / max(least, 1):>7.2f}x{in_units(least, 'B'):>10}",
+        *([f"  ({in_units(step.compiler_bytes, 'B')} by the compiler's own count)"] if step.compiler_bytes else []),
         "",
         "exchanges between devices, a device and step",
         *(

@@ -1,5 +1,6 @@
 """From the name of a topology, such as `v5e:4x8`, to a mesh of devices that need not be there."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import re
@@ -8,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.extend
+import jaxlib
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
@@ -42,7 +44,7 @@ def topology_mesh(name: str) -> Mesh:
         if shape == "1x1":
             options["chips_per_host_bounds"] = [1, 1, 1]  # the default host has 2 x 2 chips
         if chip == "v4":
-            options["chip_config_name"] = "megachip"  # both cores of a chip as one device, as on Google Cloud
+            options["chip_config_name"] = "megacore"  # both cores of a chip as one device, as on Google Cloud
         return _mesh(name, "tpu", topology_name=name, **options)
     raise SettingError(f"--topology '{name}' is not known; known: {KNOWN}")
 
@@ -61,9 +63,9 @@ def _mesh(name: str, platform: str, **options: Any) -> Mesh:
         devices = topologies.get_topology_desc(platform=platform, **options).devices
     except Exception as error:  # the plugins raise errors of many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise SettingError(
-            f"--topology '{name}': its compiler cannot be used ({reason}); {_remedy(platform)}"
-        ) from error
+        other = _other_libtpu() if platform == "tpu" else ""
+        message = f"--topology '{name}': its compiler cannot be used ({reason})"
+        raise SettingError(f"{message}; {other}" if other else message) from error
     return Mesh(np.array(devices), (BATCH_AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -76,7 +78,7 @@ def _cpu_mesh(name: str, count: int) -> Mesh:
 
 
 def _more_cpu_devices(count: int) -> bool:
-    """Starts JAX's CPU platform anew with so many devices, if this JAX can."""
+    """Restarts JAX's CPU platform with this many devices; False where this version of JAX cannot."""
     try:
         jax.extend.backend.clear_backends()
         jax.config.update("jax_num_cpu_devices", count)
@@ -91,22 +93,25 @@ def _need_libtpu(name: str) -> None:
 
 
 def _need_cuda(name: str) -> None:
+    found = {}
     for cuda in ("12", "13"):
-        try:
-            version = importlib.metadata.version(f"jax-cuda{cuda}-plugin")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        import jaxlib
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[f"jax-cuda{cuda}-plugin"] = importlib.metadata.version(f"jax-cuda{cuda}-plugin")
+    if not found:
+        raise SettingError(f"--topology '{name}' needs a compiler for GPUs, which is not installed; {_remedy('cuda')}")
+    if jaxlib.__version__ not in found.values():
+        plugins = " and ".join(f"{plugin} is {version}" for plugin, version in found.items())
+        raise SettingError(f"--topology '{name}': {plugins}, but jaxlib is {jaxlib.__version__}; {_remedy('cuda')}")
 
-        if version != jaxlib.__version__:
-            raise SettingError(
-                f"--topology '{name}': jax-cuda{cuda}-plugin is {version}, but jaxlib is {jaxlib.__version__}; "
-                f"{_remedy('cuda')}"
-            )
-        return
-    raise SettingError(
-        f"--topology '{name}' needs the compiler for NVIDIA GPUs, which is not installed; {_remedy('cuda')}"
-    )
+
+def _other_libtpu() -> str:
+    """The installed libtpu and the one that this JAX asks for, where they differ; else an empty text."""
+    wanted = [line for line in importlib.metadata.requires("jax") or () if line.startswith("libtpu")]
+    found = importlib.metadata.version("libtpu")
+    prefix = re.match(r"libtpu==([\d.]*?)\.?\*", wanted[0]) if wanted else None
+    if prefix is None or f"{found}.".startswith(f"{prefix.group(1)}."):
+        return ""
+    return f"libtpu is {found}, but this JAX asks for {prefix.group(1)}; {_remedy('tpu')}"
 
 
 def _remedy(platform: str) -> str:

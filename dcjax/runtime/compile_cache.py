@@ -6,6 +6,7 @@ JAX has the cache; here it gets a folder of the user, a bound, and a folder for 
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
@@ -27,20 +28,27 @@ def use_compile_cache(env: MutableMapping[str, str] = os.environ) -> None:
     Args:
       env: the environment, which is changed.
     """
-    if FOLDER in env or "jax" in sys.modules:
+    switched_off = env.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false", "off", "no")
+    if FOLDER in env or switched_off or "jax" in sys.modules:
         return
-    base = pathlib.Path(env.get("XDG_CACHE_HOME") or pathlib.Path(env.get("HOME") or pathlib.Path.home()) / ".cache")
-    folder = base / "dcjax" / f"programs-{_processor()}"
     try:
+        base = env.get("XDG_CACHE_HOME") or pathlib.Path(env.get("HOME") or pathlib.Path.home()) / ".cache"
+        folder = pathlib.Path(base) / "dcjax" / f"programs-{_processor()}"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # the second: there is no home
         return
     if not os.access(folder, os.W_OK):
         return
     env[FOLDER] = str(folder)
     env.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(MAX_BYTES))
-    if _logs_each_program():
+    if _logs_each_program() and _cpu_alone(env):
         env.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def _cpu_alone(env: MutableMapping[str, str]) -> bool:
+    """Whether JAX can only run on the CPU, as far as can be told without loading it."""
+    plugins = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin", "jax_rocm60_plugin")
+    return env.get("JAX_PLATFORMS") == "cpu" or not any(map(importlib.util.find_spec, plugins))
 
 
 @functools.cache
@@ -59,7 +67,7 @@ def _logs_each_program() -> bool:
     """Whether this JAX prints two lines of some 3,000 characters for each program that it loads for a CPU.
 
     From 0.9 to 0.10 XLA takes two settings of its own compiler (prefer-no-gather, prefer-no-scatter) for instructions
-    that the processor lacks, and complains (jax issue 38445).
+    that the processor lacks, and complains; here it loads the program all the same (jax issue 38445).
     """
     version = importlib.metadata.version("jax").split(".")
     return version[0] == "0" and version[1] in ("9", "10")

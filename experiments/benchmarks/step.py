@@ -1,15 +1,18 @@
-"""Time of the whole training step, of its parts, and of the same step in PyTorch and with Flax's own layers.
+"""Time of the whole training step, of its parts, and of the same step in PyTorch and with Flax's own convolutions.
 
     python -m experiments.benchmarks.step --config=configs/directclr.py --batch_size 256 --steps 20 --parts
+    python -m experiments.benchmarks.step --config=configs/directclr.py --batch_size 128 --peers torch torch_compile
     python -m experiments.benchmarks.step --config=configs/directclr.py:cifar10 --batch_size 64 --steps 1 --peers torch
 
 `step` is the step of `dcjax.pretrain`, on all devices, with the config's encoder, projector, precision and image size;
 its input is one batch of random bytes that stays on the devices, so that reading images is left out (see `input`). With
 --parts: `augmentation`; `given views`, the step without it; the objective `forward`, `forward and backward`; and the
-`optimiser`. Peers of `given views`: `flax`, the same encoder of flax.linen's own convolutions; `torch` and
-`torch_compile`, DirectCLR or no projector in PyTorch (channels last; bfloat16 autocast on a GPU), on one device. Peers
-start from the same weights and must find the same loss. All are warmed up, then interleaved; the best round counts. One
-JSON line each. With --profile the last round of `step` is recorded for TensorBoard or Perfetto.
+`optimiser`. Peers of `given views`: `flax_conv`, the same encoder with the convolutions of flax.linen; `torch` and
+`torch_compile`, DirectCLR or no projector in PyTorch on one device (on a GPU channels last, bfloat16 autocast and
+cuDNN's own choice by measuring; on a CPU the better of two layouts). JAX then takes GPU memory as it needs it, to
+leave some to PyTorch. Peers start from the same weights and must find the same loss. All are warmed up, then
+interleaved; the best round counts. One JSON line each. With --profile the last round of `step` is recorded for
+TensorBoard or Perfetto.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -41,7 +45,7 @@ from dcjax.schema import Config, check_config, with_values
 from dcjax.training.state import TrainState, init_state
 from dcjax.training.step import make_objective
 
-PEERS = ("flax", "torch", "torch_compile")
+PEERS = ("flax_conv", "torch", "torch_compile")
 CLASSES, IMAGES = 1000, 1_281_167
 LOSS_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}  # rounding of some tens of layers at 24 and at 8 bits
 
@@ -102,13 +106,15 @@ def stepping(compiled: Callable[..., tuple[Any, dict[str, jax.Array]]], state: A
     return run
 
 
-def whole_step(setup: Setup) -> tuple[Run, Any]:
-    """The step of `dcjax.pretrain` and its compiled program."""
+def whole_step(setup: Setup) -> tuple[Run, Any, float]:
+    """The step of `dcjax.pretrain`, its compiled program, and the seconds of compiling it."""
     options: Any = {"augmentation": setup.augmentation, "mesh": setup.mesh}
     step = compile_step(setup.config, setup.network, setup.optimizer, setup.schedule, **options)
     state = setup.state()
-    compiled = step.lower(state, setup.batch).compile()
-    return stepping(compiled, state, setup.batch), compiled
+    lowered = step.lower(state, setup.batch)
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    return stepping(compiled, state, setup.batch), compiled, time.perf_counter() - start
 
 
 def given_views(setup: Setup) -> Run:
@@ -150,15 +156,17 @@ def flax_conv(features: int, size: int, *, strides: int = 1, padding: int = 0, d
     return nn.Conv(features, (size, size), strides, [(padding, padding)] * 2, use_bias=False, dtype=dtype, name=name)
 
 
-def flax_step(config: Config, encoder: Any) -> Run:
-    """`given_views` with the convolutions of flax.linen in the place of this package's, which is traced here."""
+def flax_step(config: Config, encoder: Any) -> tuple[Run, float]:
+    """`given_views` with the convolutions of flax.linen in the place of this package's, and the loss of its first step.
+
+    The first step is taken here, since tracing it needs the replacement.
+    """
     with mock.patch.object(resnet, "Conv", flax_conv):
         run = given_views(Setup(config, encoder))
-        run()
-    return run
+        return run, float(run())
 
 
-def torch_step(setup: Setup, *, compiled: bool, weights: Any) -> Run:
+def torch_step(setup: Setup, *, compiled: bool, channels_last: bool, weights: Any) -> Run:
     """The step in PyTorch, from the given weights of the encoder."""
     import torch
 
@@ -167,21 +175,21 @@ def torch_step(setup: Setup, *, compiled: bool, weights: Any) -> Run:
     config, device = setup.config, "cuda" if jax.default_backend() == "gpu" else "cpu"
     dims = {"direct": config.projector.d0, "none": setup.network.encoder.features}[config.projector.name]
     settings = config.optimizer
-    rate = float(np.asarray(setup.schedule(0)))
     step = TorchStep(
         (config.model.name, config.model.width, config.model.stem),
         dims=dims,
         classes=CLASSES,
         temperature=config.loss.temperature,
-        lars=(rate, settings.momentum, settings.weight_decay, settings.trust_coefficient),
+        lars=(settings.learning_rate, settings.momentum, settings.weight_decay, settings.trust_coefficient),
         device=device,
         compiled=compiled,
+        channels_last=channels_last,
     )
     step.encoder.load_state_dict({name: torch.from_numpy(rows) for name, rows in weights.items()}, strict=False)
 
     def tensor(rows: jax.Array) -> Any:
         images = torch.from_numpy(np.asarray(rows).transpose(0, 3, 1, 2).copy()).to(device)
-        return images.contiguous(memory_format=torch.channels_last)
+        return images.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
     x, x_prime = map(tensor, setup.views)
     labels = torch.from_numpy(np.array(setup.batch["label"], np.int64)).to(device)
@@ -209,21 +217,24 @@ def main() -> None:
     config = check_config(with_values(config, {"batch_size": flags.batch_size}))
     if any(peer.startswith("torch") for peer in flags.peers) and config.projector.name not in ("direct", "none"):
         parser.error(f"--peers torch knows the projectors direct and none, found {config.projector.name}")
+    if any(peer.startswith("torch") for peer in flags.peers):
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     setup = Setup(config)
-    start = time.perf_counter()
-    step, compiled = whole_step(setup)
-    compile_s = time.perf_counter() - start
+    step, compiled, compile_s = whole_step(setup)
     runs = {"step": step}
     if flags.parts or flags.peers:
         runs |= parts(setup) if flags.parts else {"given views": given_views(setup)}
     first = jax.device_get(setup.state())  # on the host, since a step takes over the memory of its state
     weights = {"params": first.params["encoder"], "batch_stats": first.batch_stats["encoder"]}
+    losses = {}
     for peer in flags.peers:
-        if peer == "flax":
-            runs[peer] = flax_step(config, weights["params"])
-        else:
-            runs[peer] = torch_step(setup, compiled=peer == "torch_compile", weights=torch_weights.to_torch(weights))
-    losses = warm_up(runs, flags.peers, jnp.dtype(setup.network.encoder.dtype).name)
+        if peer == "flax_conv":
+            runs[peer], losses[peer] = flax_step(config, weights["params"])
+            continue
+        for layout in ("channels last",) if jax.default_backend() == "gpu" else ("channels last", "channels first"):
+            options: Any = {"compiled": peer == "torch_compile", "channels_last": layout == "channels last"}
+            runs[f"{peer}, {layout}"] = torch_step(setup, weights=torch_weights.to_torch(weights), **options)
+    warm_up(runs, losses, jnp.dtype(setup.network.encoder.dtype).name)
     best = dict.fromkeys(runs, math.inf)
     for i in range(flags.repeats):
         for name, run in runs.items():
@@ -247,7 +258,7 @@ def main() -> None:
             "step_ms": round(1e3 * seconds, 2),
             "pairs_per_second": round(config.batch_size / seconds, 1),
         }
-        if name in flags.peers:
+        if name.partition(",")[0] in flags.peers:
             line["times_as_long_as_given_views"] = round(seconds / best["given views"], 3)
         if name == "step":
             line |= {
@@ -258,19 +269,16 @@ def main() -> None:
         print(json.dumps(line), flush=True)
 
 
-def warm_up(runs: dict[str, Run], peers: list[str], dtype: str) -> dict[str, float]:
-    """Runs each once; the losses of those that return one. The peers must find that of `given views`."""
-    losses = {}
+def warm_up(runs: dict[str, Run], losses: dict[str, float], dtype: str) -> None:
+    """Runs each once and adds the losses of the steps that have none; they must be that of `given views`."""
     for name, run in runs.items():
         result = run()
         wait(result)
-        if name in ("step", "given views", *peers):
+        if name not in losses and (name in ("step", "given views") or name.startswith("torch")):
             losses[name] = float(result)
-    for peer in peers:
-        # `flax` has taken a step while it was traced.
-        if peer != "flax":
-            np.testing.assert_allclose(losses[peer], losses["given views"], rtol=LOSS_TOLERANCE[dtype], err_msg=peer)
-    return losses
+    for name, loss in losses.items():
+        if name not in ("step", "given views"):
+            np.testing.assert_allclose(loss, losses["given views"], rtol=LOSS_TOLERANCE[dtype], err_msg=name)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import os
 
 import jax
 import pytest
@@ -17,6 +18,13 @@ from dcjax.models import Network
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import make_mesh
 from dcjax.schema import check_config
+
+
+@pytest.fixture(autouse=True)
+def own_environment(monkeypatch):
+    """The command sets variables for the process of its own that it expects."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -59,13 +67,28 @@ def test_the_least_bytes_of_a_block(config):
     network = Network(*make_modules(config), classes=10)
     found = least_bytes(network, image_size=8, pairs=4)
     # One block of 32 channels at 8 x 8, and the stem: three convolutions and one sum, float32, two views of 4 images.
+    weights = 3 * 3 * (3 * 32 + 32 * 32 + 32 * 32) + 3 * 2 * 32
+    views = 2 * 4 * (4 * 3 * 8 * 8)
+    one_pass = 3 * (2 * 4 * 4 * 8 * 8 * 32)
+    assert found[parts.FORWARD] == 2 * one_pass + views + 4 * weights
+    assert found[parts.INPUT_GRADIENT] == 2 * one_pass + 4 * weights
+    assert found[parts.WEIGHT_GRADIENT] == one_pass + views + 4 * weights
+    assert found[parts.OPTIMIZER] == 5 * 4 * (weights + 32 * 10 + 10)  # with the classifier
+    assert found[parts.HEADS] == 3 * 4 * (32 * 10 + 10)
+    assert found[parts.MAX_POOL] == 0
     assert found[parts.RESIDUAL] == 5 * 2 * 4 * 4 * 8 * 8 * 32
-    convolutions = found[parts.INPUT_GRADIENT] - found[parts.WEIGHT_GRADIENT] + 2 * 4 * 4 * 3 * 8 * 8
-    assert convolutions == 3 * (2 * 4 * 4 * 8 * 8 * 32)
+
+
+def test_the_least_bytes_of_a_max_pool():
+    stem = check_config(tiny_config(model__name="one_block", model__stem="imagenet", data__image_size=32))
+    network = Network(*make_modules(stem), classes=10)
+    # 32 channels at 8 x 8 after the pool, float32; two views of one image, five passes.
+    assert least_bytes(network, image_size=32, pairs=1)[parts.MAX_POOL] == 5 * 2 * 4 * 8 * 8 * 32
 
 
 @pytest.mark.parametrize(
-    ("per_image", "first", "found"), [(1.0, 64, 896), (1.0, 4096, 928), (20.0, 64, 32), (2000.0, 64, None)]
+    ("per_image", "first", "found"),
+    [(1.0, 4, 896), (1.0, 64, 896), (1.0, 4096, 928), (20.0, 64, 32), (2000.0, 64, None)],
 )
 def test_the_largest_batch_lies_on_a_line_and_is_compiled(per_image, first, found):
     tried = []
@@ -90,6 +113,7 @@ def test_the_largest_batch_lies_on_a_line_and_is_compiled(per_image, first, foun
         (["--topology=v9:2x2"], "h100:SLICESxHOSTSxGPUS"),
         ([], "--topology"),
         (["--topology=cpu:8", "--config.batch_size=100"], "batch_size must be a multiple of the 8 device(s)"),
+        (["--topology=cpu:8", "--config.batch_size=64", "--largest_batch"], "--largest_batch needs a device of known"),
         (["--topology=cpu:8", "--classes=-1"], "--classes"),
         (["--topology=cpu:8", "--images=0"], "--images"),
         (["--topology=cpu:8", "--config.augment.blur_sigma=(2.0,1.0)"], "blur_sigma"),
@@ -135,7 +159,7 @@ def test_the_program_is_written(monkeypatch, step, tmp_path, capsys):
     monkeypatch.setattr(compiled, "compile_for", lambda *_, **__: step)
     main([QUICKSTART, "--topology=cpu:8", "--config.batch_size=8", f"--dump={tmp_path / 'program'}", "--json"])
     assert (tmp_path / "program" / "train_step-cpu-8.hlo.txt").read_text() == step.text
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["topology"] == "cpu:8"
+    assert json.loads(capsys.readouterr().out)["topology"] == "cpu:8"
     (tmp_path / "file").write_text("")
     with pytest.raises(SettingError, match=r"--dump .* cannot be written to"):
         main([QUICKSTART, "--topology=cpu:8", f"--dump={tmp_path / 'file'}"])

@@ -95,7 +95,7 @@ def test_the_trips_of_a_loop_and_the_operations_of_its_products():
     compiled = jax.jit(function).lower(jax.ShapeDtypeStruct((16, 16), jnp.float32)).compile()
     module = hlo.parse(compiled.as_text())
     assert accounts.product_flops(module) == 5 * 2 * 16**3
-    assert {times for _, i, times in module.executed() if i.opcode == "dot"} <= {5.0}
+    assert accounts.product_flops(module, repeated=True) == 4 * 2 * 16**3  # what XLA's own count leaves out
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_views_are_those_of_the_slow_reference(reference):
 def test_an_accelerators_views_are_those_of_the_slow_reference(reference, monkeypatch, platform):
     rule = {"tpu": lambda *args, tpu, **_: tpu(*args), "gpu": lambda *args, default, **_: default(*args)}[platform]
     monkeypatch.setattr(jax.lax, "platform_dependent", rule)
-    monkeypatch.setattr(augment, "TPU_IMAGES", 5)  # with a remainder
+    monkeypatch.setattr(augment, "TPU_BYTES", 5 * 4 * 3 * 16**2)  # five images, with a remainder
     compiled = jax.jit(lambda *args: two_views(*args, size=16, settings=RECIPE))
     for x, expected in zip(compiled(IMAGES, KEY, POSITIONS), reference, strict=True):
         check(x, expected, TOLERANCE)

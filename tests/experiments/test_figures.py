@@ -172,11 +172,12 @@ def test_the_parts_of_the_step_and_its_peers_are_timed(monkeypatch, capsys):
     settings = {"model.name": "resnet18", "model.width": 0.125, "projector.d0": 16, "data.image_size": 32}
     flags = [f"--config.{name}={value}" for name, value in settings.items()]
     argv = ["step", "--config=configs/directclr.py:cifar10", *flags, "--batch_size=8", "--steps=1", "--repeats=1"]
-    monkeypatch.setattr(sys, "argv", [*argv, "--parts", "--peers", "flax", "torch"])
+    monkeypatch.setattr(sys, "argv", [*argv, "--parts", "--peers", "flax_conv", "torch"])
     step_benchmark.main()  # raises where a peer finds another loss
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["what"] for line in lines] == [
-        "step", "augmentation", "given views", "forward", "forward and backward", "optimiser", "flax", "torch"
+        "step", "augmentation", "given views", "forward", "forward and backward", "optimiser", "flax_conv",
+        "torch, channels last", "torch, channels first",
     ]  # fmt: skip
     assert all(line["step_ms"] > 0 for line in lines)
 

@@ -70,7 +70,7 @@ def test_every_command_is_one_that_its_program_takes(part, tmp_path, monkeypatch
     arguments = ["rows", out, images, part] if part in SCALES else [part, out]
     process, commands = run_script(*arguments, tmp_path=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert len(commands) == {"tests": 3, "step": 7}.get(part, 2)
+    assert len(commands) == {"tests": 3, "step": 8}.get(part, 2)
     assert (tmp_path / "out/machine.txt").exists()
     for command in commands:
         if command[1] == "pytest":

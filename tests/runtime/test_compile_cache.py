@@ -28,6 +28,17 @@ def test_the_folder_of_the_user(tmp_path, variable):
 
 
 @pytest.mark.usefixtures("before_jax")
+def test_a_user_without_a_home(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compile_cache.pathlib.Path, "home", no_home)
+    env = {}
+    use_compile_cache(env)
+    assert env == {}
+
+
+@pytest.mark.usefixtures("before_jax")
 def test_it_has_a_bound_and_one_folder_for_each_processor(tmp_path, monkeypatch):
     found = set()
     for processor in ("one", "another"):
@@ -44,6 +55,10 @@ def test_what_leaves_the_environment_alone(tmp_path, monkeypatch):
     use_compile_cache(env)  # JAX is loaded
     assert env == {"HOME": str(tmp_path)}
     monkeypatch.delitem(sys.modules, "jax")
+    off = {"HOME": str(tmp_path), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    use_compile_cache(off)
+    assert "JAX_COMPILATION_CACHE_DIR" not in off
+    assert not (tmp_path / ".cache").exists()
     own = {"HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": "/elsewhere"}
     use_compile_cache(own)
     assert own == {"HOME": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": "/elsewhere"}
@@ -69,6 +84,7 @@ def test_a_second_process_loads_what_the_first_compiled(tmp_path):
     env = {
         name: value for name, value in env.items() if name not in ("JAX_COMPILATION_CACHE_DIR", "TF_CPP_MIN_LOG_LEVEL")
     }
+    env.pop("JAX_ENABLE_COMPILATION_CACHE", None)
     outputs = []
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", COMMAND], env=env, capture_output=True, text=True)
