@@ -2,16 +2,21 @@
 
     dcjax compile --config=configs/directclr.py --topology=v5e:4x8 --config.batch_size=4096
 
-(or python -m dcjax.compile). No data set is opened. The tables show whether the step fits, the memory traffic of its
-parts beside the least that the algorithm needs, the exchanges between devices, and a bound on its time. Topologies:
-v4, v5e, v5p and v6e with the shape of a slice (needs `pip install 'dcjax[tpu]'`), h100:SLICESxHOSTSxGPUS (needs
-`dcjax[cuda13]` or `dcjax[cuda12]`; an estimate, since nothing is tuned), and cpu:N. On a GPU the step counts as fitting
-up to 75 % of its memory, which is what JAX takes, or to the share in XLA_CLIENT_MEM_FRACTION.
+(or python -m dcjax.compile). No data set is opened and no device of this machine is used. The tables show whether the
+step fits, the memory traffic of its parts beside the least that the algorithm needs, the exchanges between devices, and
+a bound on its time. A TPU slice takes minutes, a GPU about one; --largest_batch compiles three or more times.
+
+Topologies: v4, v5e, v5p and v6e with the shape of a slice, such as v5e:4x8 (pip install 'jax[tpu]', of JAX's version);
+h100:SLICESxHOSTSxGPUS, such as h100:1x4x8 for four hosts of eight (pip install --no-deps jax-cuda12-plugin==VERSION
+jax-cuda12-pjrt==VERSION nvidia-cuda-nvcc-cu12, with JAX's version; no driver is needed; an estimate, since no kernel is
+chosen by measuring); and cpu:N. On a GPU the step counts as fitting up to 75 % of its memory, which is what JAX takes,
+or to the share in XLA_CLIENT_MEM_FRACTION.
 """
 
 import json
 import pathlib
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +35,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--largest_batch", action="store_true", help="also find the largest batch that fits")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--dump", metavar="DIR", help="a folder for the text of the compiled program")
-    parser.add_argument("--classes", type=int, default=IMAGENET_CLASSES, help="classes of the data set (default: 1000)")
+    parser.add_argument("--classes", type=int, default=IMAGENET_CLASSES, help="0 without labels (default: 1000)")
     parser.add_argument("--images", type=int, default=IMAGENET_IMAGES, help="training images (default: ImageNet's)")
     add_config_flags(parser)
     config, flags = config_from_flags(parser, argv)
@@ -46,34 +51,45 @@ def main(argv: Sequence[str]) -> None:
     from dcjax.aot.chips import CHIPS
     from dcjax.aot.compiled import CompiledStep, compile_for
     from dcjax.aot.largest import largest_batch
-    from dcjax.aot.table import as_dict, as_text
+    from dcjax.aot.table import as_dict, as_text, of_memory
     from dcjax.aot.topology import topology_hosts, topology_mesh
     from dcjax.schema import check_config, with_values
 
     checked = check_config(config)
+    if flags.dump:
+        prepare_folder(pathlib.Path(flags.dump))
     mesh = topology_mesh(flags.topology)
+    if checked.devices not in (0, mesh.size):
+        raise SettingError(f"devices must be 0, since --topology={flags.topology} names them; found {checked.devices}")
     chip, hosts = CHIPS.get(flags.topology.partition(":")[0]), topology_hosts(flags.topology)
+    if flags.largest_batch and chip is None:
+        raise SettingError(f"--largest_batch needs a device of known memory, found --topology={flags.topology}")
 
     def compile_batch(batch_size: int) -> CompiledStep:
-        return compile_for(
+        print(f"dcjax: compiling batch_size {batch_size} for {flags.topology}", file=sys.stderr, flush=True)
+        step = compile_for(
             check_config(with_values(checked, {"batch_size": batch_size})),
             mesh,
             classes=flags.classes,
             images=flags.images,
             capacity=chip.memory if chip else None,
         )
+        if not step.fits:
+            needs = f"needs {of_memory(step.used)} of {of_memory(step.capacity or 0)}"
+            print(f"dcjax: batch_size {batch_size} does not fit: a device {needs}", file=sys.stderr, flush=True)
+        return step
 
-    if flags.largest_batch and chip is None:
-        raise SettingError(f"--largest_batch needs a device of known memory, found --topology={flags.topology}")
     step = compile_batch(checked.batch_size)
     if flags.dump and step.text:
-        write_program(pathlib.Path(flags.dump), step.text, flags.topology)
+        path = pathlib.Path(flags.dump) / f"train_step-{flags.topology.replace(':', '-')}.hlo.txt"
+        path.write_text(step.text)
+        print(f"dcjax: the compiled program is in {path}", file=sys.stderr, flush=True)
     largest = largest_batch(compile_batch, step) if chip and (flags.largest_batch or not step.fits) else None
     if not step.fits:
         remedy = f"the largest that fits is {largest.batch_size}" if largest else "no smaller batch fits either"
         raise SettingError(
-            f"batch_size {step.batch_size} does not fit on {flags.topology}: it needs {step.used / 2**30:.2f} GiB a "
-            f"device, which has {(step.capacity or 0) / 2**30:.2f}; {remedy}"
+            f"batch_size {step.batch_size} does not fit on {flags.topology}: it needs {of_memory(step.used)} a device, "
+            f"which has {of_memory(step.capacity or 0)}; {remedy}"
         )
     found: dict[str, Any] = {"config": flags.config, "topology": flags.topology, **as_dict(step, chip, hosts=hosts)}
     if largest:
@@ -83,22 +99,21 @@ def main(argv: Sequence[str]) -> None:
         return
     print(as_text(step, chip, hosts=hosts))
     if largest:
-        print(f"the largest batch that fits: {largest.batch_size} ({largest.used / 2**30:.2f} GiB a device)")
+        print(f"the largest batch that fits: {largest.batch_size} ({of_memory(largest.used)} a device)")
 
 
-def write_program(folder: pathlib.Path, text: str, topology: str) -> None:
-    """Writes the text of a compiled program into a folder.
+def prepare_folder(folder: pathlib.Path) -> None:
+    """Makes the folder for the text of a compiled program, before anything is compiled.
 
     Raises:
       SettingError: the folder cannot be written to.
     """
-    path = folder / f"train_step-{topology.replace(':', '-')}.hlo.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise SettingError(f"--dump {folder} cannot be written to ({error.strerror}); name another folder") from error
-    print(f"dcjax: the compiled program is in {path}", file=sys.stderr, flush=True)
+        reason = "it is a file" if folder.is_file() else error.strerror
+        raise SettingError(f"--dump {folder} cannot be written to ({reason}); name another folder") from error
 
 
 if __name__ == "__main__":

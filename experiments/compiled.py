@@ -4,13 +4,13 @@ Claim:     the paper's recipe (DirectCLR, ResNet-50, 224 px, bfloat16) fits its 
            the number of exchanges does not grow with the number of chips; the exact loss of a million pairs fits in
            8 GB of one device.
 Command:   python -m experiments.compiled         (takes up what is done; --only=v5e:1x1 for a part, --list for all)
-           with `pip install 'jax[tpu]'` and `pip install --no-deps jax-cuda12-plugin jax-cuda12-pjrt
-           nvidia-cuda-nvcc-cu12` of JAX's version, or `jax[cuda12]`; a row whose compiler is missing is left out.
+           with the compilers that `dcjax compile --help` names; a row whose compiler is missing or fails is left out.
 Cost:      5 to 10 minutes a TPU slice on two cores, one to two a GPU; no accelerator is used.
 Look for:  memory traffic beside the algorithm's least, exchanges at 8, 32 and 256 chips, memory of the loss.
 
-The figures of TPUs are the compiler's own; those of GPUs are estimates, since no kernel is chosen by measuring. The
-bounds on time are published peaks and no measurement.
+Memory and operations of TPUs are the compiler's own; traffic is counted from its program, without the scratch memory on
+the chip. Figures of GPUs are estimates, since no kernel is chosen by measuring. The bounds on time come from published
+peaks and are no measurement.
 """
 
 import json
@@ -121,11 +121,12 @@ def text(record: dict[str, Any]) -> str:
                 f"{1e3 * max(bound['seconds'].values()):.0f} ({bound['limited_by']})",
                 f"{bound['pairs_per_second']:,.0f}",
                 f"{row['compile_seconds']:.0f}",
+                row["jax"],
             ]
         )
     titles = [
         "topology", "devices", "fits", "memory, GiB", "code, MB", "TFLOP", "traffic, GB", "times the least",
-        "all-reduce", "other exchanges", "bound, ms", "bound, pairs/s", "compiled, s",
+        "all-reduce", "other exchanges", "bound, ms", "bound, pairs/s", "compiled, s", "JAX",
     ]  # fmt: skip
     losses = [
         [
@@ -150,12 +151,11 @@ def text(record: dict[str, Any]) -> str:
                 f"{least / 1e9:.2f}" if least else None,
             ]
         parts.append(cells)
-    versions = " and ".join(sorted({row["jax"] for row in [*record["steps"].values(), *record["losses"].values()]}))
     return "\n\n".join(
         [
-            f"The step of `configs/directclr.py` (ResNet-50, 224 px, bfloat16) at {PAIRS_PER_DEVICE} pairs a device, "
-            f"compiled with JAX {versions}; figures are of one device and step. TPU: the compiler's own memory and "
-            "operations; GPU: estimates. The bound is that of published peaks, not a measurement.",
+            f"The step of `configs/directclr.py` (ResNet-50, 224 px, bfloat16) at {PAIRS_PER_DEVICE} pairs a device; "
+            "figures are of one device and step. TPU: the compiler's own memory and operations, traffic without the "
+            "scratch memory on the chip; GPU: estimates. The bound is that of published peaks, not a measurement.",
             markdown(titles, rows),
             "Main memory traffic of the step by part, in GB, beside the least that the algorithm needs (each "
             "activation written once and read twice, its gradient written and read once). Convolutions come with what "

@@ -24,12 +24,13 @@ def largest_batch(compile_batch: Callable[[int], CompiledStep], first: CompiledS
     """
     devices, per_device = first.devices, first.batch_size // first.devices
     fitting = [first] if first.fits else []
-    size = per_device // 2
+    # What does not fit tells by how much, so that few compiles are needed to find two that do.
+    size = per_device // 2 if first.fits else _below(first, per_device)
     while len(fitting) < 2 and size >= 1:
         step = compile_batch(size * devices)
         if step.fits:
             fitting.append(step)
-        size //= 2
+        size = size // 2 if step.fits else _below(step, size)
     if first.fits and len(fitting) < 2:  # a single pair a device
         step = compile_batch(2 * first.batch_size)
         if step.fits:
@@ -50,3 +51,9 @@ def largest_batch(compile_batch: Callable[[int], CompiledStep], first: CompiledS
             return step
         most -= max(most // 16, 1)
     return upper
+
+
+def _below(step: CompiledStep, size: int) -> int:
+    """A size below one that does not fit: in proportion to the memory, and a tenth less."""
+    share = (step.capacity or 0) / max(step.used, 1)
+    return min(int(0.9 * share * size), size - 1)

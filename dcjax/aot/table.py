@@ -23,6 +23,11 @@ def in_units(size: float, unit: str) -> str:
     return f"{size:.0f} {unit}"
 
 
+def of_time(seconds: float) -> str:
+    """A time in milliseconds, or in microseconds where it is short."""
+    return f"{1e3 * seconds:.1f} ms" if seconds >= 1e-4 or not seconds else f"{1e6 * seconds:.1f} µs"
+
+
 def as_dict(step: CompiledStep, chip: Chip | None, *, hosts: int) -> dict[str, Any]:
     """The figures of a step, without the text of the program; bytes and seconds, per device where not said."""
     found: dict[str, Any] = {
@@ -87,6 +92,7 @@ def as_text(step: CompiledStep, chip: Chip | None, *, hosts: int) -> str:
             lines.append(f"  {part:<32}{in_units(size, 'B'):>9}{size / max(total, 1):>8.1%}{shown:>10}")
     lines += [
         f"  {'in all':<32}{in_units(total, 'B'):>9}{total / max(least, 1):>7.2f}x{in_units(least, 'B'):>10}",
+        *(["  less than the least: what stays in the chip's scratch memory is not moved"] if total < least else []),
         *([f"  ({in_units(step.compiler_bytes, 'B')} by the compiler's own count)"] if step.compiler_bytes else []),
         "",
         "exchanges between devices, a device and step",
@@ -103,9 +109,9 @@ def as_text(step: CompiledStep, chip: Chip | None, *, hosts: int) -> str:
     if chip is not None:
         bound = step.bound(chip, hosts=hosts)
         seconds, limit = max(bound.values()), max(bound, key=bound.__getitem__)
-        each = ", ".join(f"{name} {1e3 * value:.1f} ms" for name, value in bound.items())
+        each = ", ".join(f"{name} {of_time(value)}" for name, value in bound.items())
         lines.append(
-            f"bound by published peaks of a {chip.name} (not a measurement): {each}; at most "
+            f"bound by the published peaks of {chip.name}, not a measurement: {each}; at most "
             f"{step.batch_size / seconds:,.0f} pairs/s, limited by {limit}"
         )
     return "\n".join(lines)

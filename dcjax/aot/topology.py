@@ -3,8 +3,10 @@
 import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -60,7 +62,8 @@ def topology_hosts(name: str) -> int:
 
 def _mesh(name: str, platform: str, **options: Any) -> Mesh:
     try:
-        devices = topologies.get_topology_desc(platform=platform, **options).devices
+        with _quiet():
+            devices = topologies.get_topology_desc(platform=platform, **options).devices
     except Exception as error:  # the plugins raise errors of many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         other = _other_libtpu() if platform == "tpu" else ""
@@ -71,6 +74,8 @@ def _mesh(name: str, platform: str, **options: Any) -> Mesh:
 
 def _cpu_mesh(name: str, count: int) -> Mesh:
     order_cpu_collectives()
+    with _quiet():
+        jax.devices("cpu")
     if len(jax.devices("cpu")) < count and not _more_cpu_devices(count):
         found = len(jax.devices("cpu"))
         raise SettingError(f"--topology '{name}' needs {count} devices, but JAX has started with {found} already")
@@ -118,5 +123,19 @@ def _remedy(platform: str) -> str:
     """What to install, for the JAX that is here."""
     if platform == "tpu":
         return f"pip install 'jax[tpu]=={jax.__version__}'"
-    cuda = "13" if sys.version_info >= (3, 12) else "12"
-    return f"pip install 'jax[cuda{cuda}]=={jax.__version__}' (no GPU is needed)"
+    plugins = " ".join(f"jax-cuda12-{part}=={jax.__version__}" for part in ("plugin", "pjrt"))
+    return f"pip install --no-deps {plugins} nvidia-cuda-nvcc-cu12 (no GPU is needed)"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps libraries from writing to stderr: the plugins report at length that no such device is here."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

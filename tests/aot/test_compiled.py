@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import re
 
 import jax
 import pytest
@@ -88,7 +89,7 @@ def test_the_least_bytes_of_a_max_pool():
 
 @pytest.mark.parametrize(
     ("per_image", "first", "found"),
-    [(1.0, 4, 896), (1.0, 64, 896), (1.0, 4096, 928), (20.0, 64, 32), (2000.0, 64, None)],
+    [(1.0, 4, 896), (1.0, 64, 896), (1.0, 4096, 928), (20.0, 64, 44), (2000.0, 64, None)],
 )
 def test_the_largest_batch_lies_on_a_line_and_is_compiled(per_image, first, found):
     tried = []
@@ -115,12 +116,14 @@ def test_the_largest_batch_lies_on_a_line_and_is_compiled(per_image, first, foun
         (["--topology=cpu:8", "--config.batch_size=100"], "batch_size must be a multiple of the 8 device(s)"),
         (["--topology=cpu:8", "--config.batch_size=64", "--largest_batch"], "--largest_batch needs a device of known"),
         (["--topology=cpu:8", "--classes=-1"], "--classes"),
+        (["--topology=cpu:8", "--config.devices=3"], "devices must be 0, since --topology=cpu:8 names them; found 3"),
+        (["--topology=cpu:8", "--dump=pyproject.toml"], "--dump pyproject.toml cannot be written to (it is a file)"),
         (["--topology=cpu:8", "--images=0"], "--images"),
         (["--topology=cpu:8", "--config.augment.blur_sigma=(2.0,1.0)"], "blur_sigma"),
     ],
 )
 def test_mistakes(argv, named):
-    with pytest.raises(SettingError, match=named.replace("(", r"\(").replace(")", r"\)")):
+    with pytest.raises(SettingError, match=re.escape(named)):
         main([QUICKSTART, *argv])
 
 
@@ -160,6 +163,3 @@ def test_the_program_is_written(monkeypatch, step, tmp_path, capsys):
     main([QUICKSTART, "--topology=cpu:8", "--config.batch_size=8", f"--dump={tmp_path / 'program'}", "--json"])
     assert (tmp_path / "program" / "train_step-cpu-8.hlo.txt").read_text() == step.text
     assert json.loads(capsys.readouterr().out)["topology"] == "cpu:8"
-    (tmp_path / "file").write_text("")
-    with pytest.raises(SettingError, match=r"--dump .* cannot be written to"):
-        main([QUICKSTART, "--topology=cpu:8", f"--dump={tmp_path / 'file'}"])
