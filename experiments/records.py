@@ -24,14 +24,14 @@ EQUAL_CODE = RESULTS / "runs" / "equal_code.json"
 # reading of configs, whose keys are compared one by one. All other files count, so that a new or moved one is not
 # overlooked.
 NOT_TRAINING = (
-    "__init__.py", "__main__.py", "collapse/__init__.py", "collapse/__main__.py", "collapse/classes.py",
+    "__init__.py", "__main__.py", "aot/*", "collapse/__init__.py", "collapse/__main__.py", "collapse/classes.py",
     "collapse/forecast.py", "collapse/geometry.py", "collapse/lasting.py", "collapse/local.py", "collapse/metrics.py",
     "collapse/monitor.py", "collapse/plot.py", "collapse/quantities.py", "collapse/reading/*", "collapse/report.py",
-    "collapse/running.py", "collapse/verdict.py", "collapse/views.py", "collapse/weights.py", "config.py",
+    "collapse/running.py", "collapse/verdict.py", "collapse/views.py", "collapse/weights.py", "compile.py", "config.py",
     "data/array_record.py", "data/prepare.py", "data/resize.py", "encoder.py", "evaluation/embeddings.py",
     "evaluation/table.py", "main.py", "models/torch_weights.py", "probe.py", "report/*", "runtime/cli.py",
-    "runtime/errors.py", "runtime/files.py", "runtime/processes.py", "runtime/versions.py", "schema.py", "toy/*",
-    "training/metrics.py", "training/monitor.py",
+    "runtime/compile_cache.py", "runtime/errors.py", "runtime/files.py", "runtime/processes.py", "runtime/versions.py",
+    "schema.py", "toy/*", "training/metrics.py", "training/monitor.py",
 )  # fmt: skip
 
 
