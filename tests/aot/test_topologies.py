@@ -19,6 +19,9 @@ SMALL = [
 CONVOLUTIONS, NORMS = 20, 20  # of a ResNet-18, the shortcuts included
 
 pytestmark = pytest.mark.aot
+NEEDS_LIBTPU = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'jax[tpu]'"
+)
 
 
 def compiled(tmp_path, topology, *flags):
@@ -56,7 +59,18 @@ def sums_of_gradients(text):
     ]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'dcjax[tpu]'")
+@NEEDS_LIBTPU
+@pytest.mark.parametrize(
+    ("name", "chips"), [("v4:2x2x1", 4), ("v5e:1x1", 1), ("v5e:2x4", 8), ("v5p:2x2x1", 4), ("v6e:4x8", 32)]
+)
+def test_a_device_for_each_chip(name, chips):
+    code = "from dcjax import aot\naot.leave_devices_alone()\nfrom dcjax.aot.topology import topology_mesh\n"
+    code += f"mesh = topology_mesh({name!r})\nprint(mesh.size, mesh.axis_names)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.split() == [str(chips), "('data',)"], done.stderr[-2000:]
+
+
+@NEEDS_LIBTPU
 def test_a_tpu_slice(tmp_path):
     found, text = compiled(tmp_path, "v5e:2x2")
     kinds = check_step(found)
