@@ -1,6 +1,9 @@
 """The command `dcjax`: lists the commands of the package and starts one."""
 
+import contextlib
 import importlib
+import importlib.metadata
+import platform
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +14,7 @@ from dcjax.runtime.errors import SettingError, unknown_name
 COMMANDS = {
     "main": ("dcjax.main", "train the encoder of a config file, or resume a run"),
     "probe": ("dcjax.probe", "score the frozen encoder of a run: linear probe, nearest neighbours, effective rank"),
+    "verify": ("dcjax.verify", "check every checkpoint of a run for damage"),
     "collapse": ("dcjax.collapse.__main__", "tell whether the embeddings in a file or of a run have collapsed"),
     "report": ("dcjax.report.__main__", "write one HTML file about a run, or about several runs side by side"),
     "compile": (
@@ -28,6 +32,15 @@ def usage() -> str:
     return "\n".join([*lines, *(f"  {name:<9}{about}" for name, (_, about) in COMMANDS.items())])
 
 
+def versions() -> str:
+    """The versions that a report of an error should name."""
+    found = {"Python": platform.python_version()}
+    for package in ("dcjax", "jax", "jaxlib", "flax", "orbax-checkpoint"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # a checkout on PYTHONPATH
+            found[package] = importlib.metadata.version(package)
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
 def start(argv: Sequence[str]) -> None:
     """Runs the command that the first argument names.
 
@@ -39,6 +52,9 @@ def start(argv: Sequence[str]) -> None:
     name, *rest = argv
     if name in ("-h", "--help"):
         print(usage())
+        return
+    if name == "--version":
+        print(versions())
         return
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)

@@ -23,6 +23,7 @@ from typing import Any
 from dcjax.config import add_config_flags, config_from_flags
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import refusing, replace_text
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 
@@ -45,20 +46,23 @@ def main(argv: Sequence[str]) -> None:
             raise SettingError(f"--{name} must be at least {least}, found {getattr(flags, name)}")
 
     # Imported here because the environment decides what JAX loads.
-    from dcjax.aot import leave_devices_alone
+    from dcjax.aot import leave_devices_alone, quiet_plugins
 
     leave_devices_alone()
-    from dcjax.aot.chips import CHIPS
-    from dcjax.aot.compiled import CompiledStep, compile_for
-    from dcjax.aot.largest import largest_batch
-    from dcjax.aot.table import as_dict, as_text, of_memory
-    from dcjax.aot.topology import topology_hosts, topology_mesh
-    from dcjax.schema import check_config, with_values
+    with quiet_plugins():
+        from dcjax.aot.chips import CHIPS
+        from dcjax.aot.compiled import CompiledStep, compile_for
+        from dcjax.aot.largest import largest_batch
+        from dcjax.aot.table import as_dict, as_text, of_memory
+        from dcjax.aot.topology import topology_hosts, topology_mesh
+        from dcjax.runtime.mesh import check_batch
+        from dcjax.schema import check_config, with_values
 
     checked = check_config(config)
     if flags.dump:
         prepare_folder(pathlib.Path(flags.dump))
     mesh = topology_mesh(flags.topology)
+    check_batch(checked.batch_size, mesh)
     if checked.devices not in (0, mesh.size):
         raise SettingError(f"devices must be 0, since --topology={flags.topology} names them; found {checked.devices}")
     chip, hosts = CHIPS.get(flags.topology.partition(":")[0]), topology_hosts(flags.topology)
@@ -82,7 +86,8 @@ def main(argv: Sequence[str]) -> None:
     step = compile_batch(checked.batch_size)
     if flags.dump and step.text:
         path = pathlib.Path(flags.dump) / f"train_step-{flags.topology.replace(':', '-')}.hlo.txt"
-        path.write_text(step.text)
+        with refusing(path, "--dump", "name another folder"):
+            replace_text(path, step.text)
         print(f"dcjax: the compiled program is in {path}", file=sys.stderr, flush=True)
     largest = largest_batch(compile_batch, step) if chip and (flags.largest_batch or not step.fits) else None
     if not step.fits:
@@ -95,7 +100,8 @@ def main(argv: Sequence[str]) -> None:
     if largest:
         found["largest_batch_size"] = largest.batch_size
     if flags.json:
-        print(json.dumps(found))
+        with refusing("the output", remedy="free some space"):
+            print(json.dumps(found), flush=True)
         return
     print(as_text(step, chip, hosts=hosts))
     if largest:

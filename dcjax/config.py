@@ -15,11 +15,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import dcjax
-from dcjax.runtime.errors import SettingError
-from dcjax.runtime.files import replace_text
+from dcjax.runtime.errors import SettingError, printable
+from dcjax.runtime.files import forgiving, refusing, replace_text
+from dcjax.runtime.reading import read_json
 from dcjax.schema import KEYS, SECTIONS, Config, as_config_dict, flatten, from_keys, unknown_key
 
 CONFIG_FILE, COMMAND_FILE = "config.json", "command.json"
+MAX_CONFIG_BYTES = 2**16  # twenty times a whole config.json; `flatten` joins the names in it
 # The length of a run. It changes the learning-rate schedule, so `dcjax.pretrain.check_length` decides on a new length.
 LENGTH = ("total_epochs", "total_steps")
 
@@ -187,14 +189,32 @@ def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> t
 # The config of a run.
 
 
-def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Writes `config.json`."""
-    replace_text(workdir / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+def write_config(workdir: pathlib.Path, config: Config, *, resumed: bool = False) -> None:
+    """Writes `config.json`.
+
+    Raises:
+      SettingError: it cannot be written, and the run is new or has none yet.
+    """
+    path = workdir / CONFIG_FILE
+    with _writing(path, resumed=resumed and path.exists()):
+        replace_text(path, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def write_origin(workdir: pathlib.Path, origin: Origin) -> None:
-    """Writes `command.json`, of the last command that trained the run."""
-    replace_text(workdir / COMMAND_FILE, json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
+def write_origin(workdir: pathlib.Path, origin: Origin, *, resumed: bool = False) -> None:
+    """Writes `command.json`, of the last command that trained the run.
+
+    Raises:
+      SettingError: it cannot be written, and the run is new.
+    """
+    with _writing(workdir / COMMAND_FILE, resumed=resumed):
+        replace_text(workdir / COMMAND_FILE, json.dumps(dataclasses.asdict(origin), indent=2) + "\n")
+
+
+def _writing(path: pathlib.Path, *, resumed: bool) -> contextlib.AbstractContextManager[None]:
+    """A full disk ends a run at its start, not one that goes on."""
+    if resumed:
+        return forgiving(path, "the earlier one stays, and the run goes on")
+    return refusing(path, remedy="free some space or name another --workdir")
 
 
 def read_config(workdir: pathlib.Path) -> Config:
@@ -206,11 +226,9 @@ def read_config(workdir: pathlib.Path) -> Config:
     """
     file, remedy = workdir / CONFIG_FILE, "to rewrite it, repeat the command that made the run"
     try:
-        values = json.loads(file.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise SettingError(f"{file} cannot be read ({error}); {remedy}") from error
+        values = read_json(file, MAX_CONFIG_BYTES)
+    except SettingError as error:
+        raise SettingError(f"{error}; {remedy}") from error
     return from_saved(values, file, remedy=remedy)
 
 
@@ -229,11 +247,11 @@ def from_saved(values: dict[str, Any], file: pathlib.Path, *, remedy: str) -> Co
     # A version of the package without a key that may change trained the same run; the others identify it.
     missing = [name for name, entry in KEYS.items() if name not in found and not entry.rule.may_change]
     if missing:
-        raise SettingError(f"{file} lacks {', '.join(missing[:5])}; {remedy}")
+        raise SettingError(printable(f"{file} lacks {', '.join(missing[:5])}; {remedy}"))
     try:
         return from_keys(found)
     except SettingError as error:
-        raise SettingError(f"{file}: {error}; {remedy}") from error
+        raise SettingError(f"{printable(f'{file}: {error}')}; {remedy}") from error
 
 
 def check_same_run(saved: dict[str, Any], config: Config) -> None:

@@ -113,13 +113,13 @@ def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
     """Loads the encoder of a run without opening its data set, in a single process.
 
     Args:
-      run_or_checkpoint: the run's folder, for its last checkpoint, or one of the folders in its `checkpoints/`.
+      run_or_checkpoint: the run's folder, for its last whole checkpoint, or one of the folders in its `checkpoints/`.
 
     Returns:
       The encoder, on the first device, computing in float32.
 
     Raises:
-      SettingError: there is no checkpoint, it is damaged, or another version of the package wrote it.
+      SettingError: there is no whole checkpoint, the named one is damaged, or another version of the package wrote it.
     """
     path, step = pathlib.Path(run_or_checkpoint).expanduser().absolute(), None
     if path.parent.name == FOLDER and path.name.isdecimal() and not (path / FOLDER).is_dir():

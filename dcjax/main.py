@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dcjax.config import add_config_flags, config_from_flags
 from dcjax.runtime import cli, processes
 from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import forgiving_stdout
+from dcjax.runtime.signals import end_on_signals
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,16 +40,17 @@ def main(argv: Sequence[str]) -> None:
     name = "-".join([pathlib.Path(file).stem, *argument.split(",")] if argument else [pathlib.Path(file).stem])
     workdir = flags.workdir or pathlib.Path("runs") / name
 
-    processes.join_processes(flags)
+    with end_on_signals("no step of the training is lost, and the same command goes on"), forgiving_stdout():
+        processes.join_processes(flags)
 
-    # Imported here because both load JAX: a mistake on the command line is reported before that.
-    from dcjax.evaluation.protocol import probe
-    from dcjax.pretrain import pretrain
+        # Imported here because both load JAX: a mistake on the command line is reported before that.
+        from dcjax.evaluation.protocol import probe
+        from dcjax.pretrain import pretrain
 
-    with processes.one_of_several():
-        pretrain(config, workdir, extend=flags.extend, origin=flags.origin, profile=profile)
-        if config.probe.after_training:
-            probe(workdir, devices=config.devices)
+        with processes.one_of_several():
+            pretrain(config, workdir, extend=flags.extend, origin=flags.origin, profile=profile)
+            if config.probe.after_training:
+                probe(workdir, devices=config.devices, must_write=False)
 
 
 def parse_steps(text: str) -> tuple[int, int]:

@@ -16,22 +16,32 @@ from dcjax.aot.profile import ProfiledStep, check_steps
 from dcjax.collapse.plot import plot_spectra
 from dcjax.components import Components, build
 from dcjax.config import Origin, check_same_run, write_config, write_origin
-from dcjax.data import Subset
+from dcjax.data import Subset, TrainLoader
 from dcjax.evaluation import spectrum_of_processes
 from dcjax.losses import chance_loss
-from dcjax.program import compile_step, make_optimizer, make_schedule, run_lengths, step_arguments
+from dcjax.program import compile_step, make_loss, make_optimizer, make_schedule, run_lengths, step_arguments
 from dcjax.runtime.errors import SettingError, StoppedRunError
-from dcjax.runtime.files import replace_npz
+from dcjax.runtime.files import forgiving, replace_npz
 from dcjax.runtime.mesh import check_batch, replicated, to_devices
 from dcjax.runtime.randomness import Stream
+from dcjax.runtime.signals import listens
 from dcjax.schema import Config, flatten, from_keys, section
-from dcjax.training.checkpoint import Checkpointer, abstract_state, check_free_space, holds_checkpoint
+from dcjax.training.checkpoint import (
+    CannotSaveError,
+    Checkpointer,
+    abstract_state,
+    check_free_space,
+)
+from dcjax.training.manifest import holds_checkpoint
 from dcjax.training.metrics import MetricsWriter, NotFiniteError, StepMetrics
 from dcjax.training.monitor import Monitor
+from dcjax.training.repeat import explain
 from dcjax.training.signals import StopRequest
 from dcjax.training.state import TrainState, init_state
+from dcjax.training.watchdog import Watchdog
 
 SPECTRUM_FILE, SPECTRUM_PLOT, PROFILE_FOLDER = "spectrum.npz", "spectrum.png", "profile"
+NO_SPECTRUM = "the run is saved; the same command tries again"
 SPECTRUM_IMAGES = 25_600  # training images, at most, that stand in for a missing test split
 
 
@@ -67,6 +77,7 @@ def pretrain(
     components = build(config)
     settings, mesh, source = components.config, components.mesh, components.train_source
     check_batch(settings.batch_size, mesh)
+    check_kept(settings)
     total_steps, warmup_steps = run_lengths(settings, len(source))
     check_steps(profile, done=0, total=total_steps)
     schedule = make_schedule(settings, len(source))
@@ -77,66 +88,137 @@ def pretrain(
     monitor = components.monitor()
     workdir = open_workdir(workdir, extend=extend)  # last, so that a refused command leaves nothing behind
 
-    # The state, from the checkpoint or from the seed.
-    checkpointer = Checkpointer(workdir)
-    state, saved = start_or_resume(components, optimizer, checkpointer, workdir)
-    step = saved.step if saved else 0
-    if saved:
-        check_length(saved, components, schedule, extend=extend)
-    check_steps(profile, done=step, total=total_steps)
+    # A library call must not end its process, such as the kernel of a notebook.
+    watchdog = Watchdog(settings.watchdog_seconds if listens() else 0)
+    kept = dataclasses.asdict(settings.checkpoint)
+    with watchdog, contextlib.closing(Checkpointer(workdir, watch=watchdog.phase, **kept)) as checkpointer:
+        # The state, from the checkpoint or from the seed.
+        state, saved = start_or_resume(components, optimizer, checkpointer, workdir)
+        step = saved.step if saved else 0
+        if saved:
+            check_length(saved, components, schedule, extend=extend)
+        check_steps(profile, done=step, total=total_steps)
 
-    # The data, from the position that the step alone determines, and the log.
-    crops = {"views": 2, "interpolation": components.augmentation.interpolation}
-    loader = components.train_batches(source, batch_size=settings.batch_size, stream=Stream.ORDER, **crops)
-    loader.seek(step)
-    if profile is not None:
-        compiled = train_step.lower(*step_arguments(settings, components.network, optimizer, mesh)).compile()
-        steps = {"first": profile[0], "last": profile[1], "done": step, "devices": len(mesh.local_devices)}
-        train_step = ProfiledStep(compiled, workdir / PROFILE_FOLDER, **steps)
-    lengths = {"total_steps": total_steps, "warmup_steps": warmup_steps}
-    log = open_log(components, monitor, saved, workdir, origin=origin, **lengths)
+        # The data, from the position that the step alone determines, and the log.
+        crops = {"views": 2, "interpolation": components.augmentation.interpolation}
+        loader = components.train_batches(source, batch_size=settings.batch_size, stream=Stream.ORDER, **crops)
+        loader.seek(step)
+        if profile is not None:
+            compiled = train_step.lower(*step_arguments(settings, components.network, optimizer, mesh)).compile()
+            steps = {"first": profile[0], "last": profile[1], "done": step, "devices": len(mesh.local_devices)}
+            train_step = ProfiledStep(compiled, workdir / PROFILE_FOLDER, **steps)
+        lengths = {"total_steps": total_steps, "warmup_steps": warmup_steps}
+        log = open_log(components, monitor, saved, workdir, origin=origin, **lengths)
 
-    def save() -> None:
-        position = {"step": step, "batch_size": settings.batch_size, "seed": settings.seed, "data": source.fingerprint}
-        record = {**position, "unlogged": log.sums}
-        checkpointer.save(step, state=state, position=record, config=dataclasses.asdict(settings))
-
-    # The loop.
-    first_step = step
-    # The request includes the last checkpoint, since a signal may come twice.
-    with StopRequest() as stop, contextlib.ExitStack() as opened:
-        for part in (checkpointer, loader, log):  # each is closed, whatever happens in the others; the log first
-            opened.callback(part.close)
-        if isinstance(train_step, ProfiledStep):
-            opened.callback(train_step.close)
-        try:
-            log.look(step, state.variables)
-            while step < total_steps and not stop.reached(step):
-                with section("data"):
-                    batch = to_devices(next(loader), mesh)
-                with jax.transfer_guard("disallow"):  # an implicit transfer between host and device is an error
-                    state, metrics = train_step(state, batch)
-                step += 1
-                log.push(step, metrics)
-                log.look(step, state.variables)  # dispatched before the next step takes over the memory of this state
-                if step % settings.checkpoint_every_steps == 0 and step < total_steps:
-                    log.drain()  # raises if the state that is about to be saved is not finite
-                    save()
-            log.drain()
-            save()
-        except SettingError as error:
-            # Damaged images should not cost the steps before them. With several processes, all must write a checkpoint
-            # together, but only this one knows of the error: there the last regular checkpoint has to do.
-            if step > first_step and not isinstance(error, NotFiniteError) and jax.process_count() == 1:
-                log.drain()
-                save()
-            raise
-    if step < total_steps:
+        # The loop.
+        run = Run(components, optimizer, train_step, loader, log, checkpointer, watchdog)
+        with contextlib.ExitStack() as opened:
+            for part in (loader, log):  # each is closed, whatever happens in the others; the log first
+                opened.callback(part.close)
+            if isinstance(train_step, ProfiledStep):
+                opened.callback(train_step.close)
+            state, step, stopped = run.train(state, step, total_steps)
+    if stopped:
         raise StoppedRunError(f"stopped at step {step} of {total_steps}; the same command goes on from there")
 
     # The spectra of the trained encoder.
     write_spectrum(components, state, workdir)
     return state
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop of a run works with; `train_step` is the compiled step."""
+
+    components: Components
+    optimizer: optax.GradientTransformation
+    train_step: Any
+    loader: TrainLoader
+    log: StepMetrics
+    checkpointer: Checkpointer
+    watchdog: Watchdog
+
+    def train(self, state: TrainState, first_step: int, total_steps: int) -> tuple[TrainState, int, bool]:
+        """Takes steps until the last one or a signal; returns the saved state, its step, and whether it stopped."""
+        mesh, log, checkpointer, phase = self.components.mesh, self.log, self.checkpointer, self.watchdog.phase
+        every, step, stopped = self.components.config.checkpoint_every_steps, first_step, False
+        with StopRequest() as stop:  # includes the last checkpoint, since a signal may come twice
+            try:
+                log.look(step, state.variables)
+                while step < total_steps and not (stopped := stop.reached(step)):
+                    with section("data"), phase(f"the batch of step {step + 1}"):
+                        batch = to_devices(next(self.loader), mesh)
+                    with phase(f"step {step + 1}", limited=step > first_step):  # the first one is compiled
+                        with jax.transfer_guard("disallow"):  # an implicit transfer between host and device is an error
+                            state, metrics = self.train_step(state, batch)
+                        stop.begin()
+                        step += 1
+                        log.push(step, metrics)
+                    with phase(f"the look at step {step}", limited=log.has_looked):  # compiled at the first one
+                        log.look(step, state.variables)  # before the next step takes over the memory of this state
+                    checkpointer.raise_if_failed()
+                    if step % every == 0 and step < total_steps:
+                        self.save(state, step)
+                if step == total_steps:
+                    with phase(f"step {step}"):
+                        log.finish()  # a run that goes on at its last step has its whole log
+                self.save(state, step)
+                checkpointer.wait()
+                stopped = stopped or stop.reached(step + 1)  # during the last step or its checkpoint
+            except NotFiniteError as error:
+                stop.finish()
+                raise self.cause_of(error, state, step, stop) from error
+            except Exception as error:
+                # Damaged images or a fault in a thread should not cost the steps before them. With several processes,
+                # all must write a checkpoint together, but only this one knows of the error: there the last regular
+                # one has to do. After a failure of the devices there may be no state to save.
+                lost = CannotSaveError | jax.errors.JaxRuntimeError
+                if step > first_step and not isinstance(error, lost) and jax.process_count() == 1:
+                    self.save(state, step)
+                    checkpointer.wait()
+                raise
+        return state, step, stopped
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Starts writing a checkpoint, once the state is known to be finite."""
+        config = self.components.config
+        with self.watchdog.phase(f"step {step}"):
+            self.log.drain()  # raises if the state is not finite
+        position = {
+            "step": step,
+            "batch_size": config.batch_size,
+            "seed": config.seed,
+            "data": self.components.train_source.fingerprint,
+            "unlogged": self.log.sums,
+        }
+        self.checkpointer.save(step, state=state, position=position, config=dataclasses.asdict(config))
+
+    def cause_of(self, error: NotFiniteError, state: TrainState, step: int, stop: StopRequest) -> NotFiniteError:
+        """The error with the first thing in its step that is not finite; `step` is the last one that was taken."""
+        train_step, components = self.train_step, self.components
+        if isinstance(train_step, ProfiledStep):
+            with contextlib.suppress(Exception):  # the record ends before the repeated steps; the error matters more
+                train_step.close()
+            train_step = train_step.compiled
+        config, network = components.config, components.network
+        size, seed = config.data.image_size, config.seed
+        return explain(
+            error,
+            state=state,
+            initial_state=lambda: init_state(network, self.optimizer, seed=seed, image_size=size),
+            train_step=train_step,
+            checkpointer=self.checkpointer,
+            loader=self.loader,
+            phase=self.watchdog.phase,
+            stop=stop,
+            taken=step,
+            network=network,
+            loss=make_loss(config, components.mesh),
+            augmentation=components.augmentation,
+            image_size=size,
+            seed=seed,
+            mesh=components.mesh,
+        )
 
 
 def open_log(
@@ -153,9 +235,9 @@ def open_log(
     config = components.config
     first_step = saved.step if saved else 0
     if jax.process_index() == 0:
-        write_config(workdir, config)
+        write_config(workdir, config, resumed=saved is not None)
         if origin is not None:
-            write_origin(workdir, origin)
+            write_origin(workdir, origin, resumed=saved is not None)
         print(describe(components, first_step, total_steps), flush=True)
     # A run that stopped between two regular lines wrote a partial one. It is dropped: the next regular line averages
     # these steps too.
@@ -208,13 +290,13 @@ def start_or_resume(
         return init_state(components.network, optimizer, seed=config.seed, image_size=config.data.image_size)
 
     shapes = jax.eval_shape(initial_state)
-    step = checkpointer.latest_step()
+    step = checkpointer.last_whole_step()
     if step is None:
-        check_free_space(workdir, shapes)
+        check_free_space(workdir, shapes, keep=config.checkpoint.keep)
         return jax.jit(initial_state, out_shardings=everywhere)(), None
     position, saved_config = checkpointer.restore_record(step)
     check_same_run(saved_config, config)
-    if position["data"] != components.train_source.fingerprint:
+    if position.get("data") != components.train_source.fingerprint:
         raise SettingError(
             f"data.dir {config.data.dir or '(default)'} holds other images than the run in {workdir} was trained on; "
             "point it at the same images or use another --workdir"
@@ -293,14 +375,27 @@ def write_spectrum(components: Components, state: TrainState, workdir: pathlib.P
         return
     with np.errstate(divide="ignore"):
         logarithms = {f"ln_{name}": np.log(values) for name, values in spectra.items()}
-    replace_npz(workdir / SPECTRUM_FILE, spectra | logarithms)
+    with forgiving(workdir / SPECTRUM_FILE, NO_SPECTRUM):
+        replace_npz(workdir / SPECTRUM_FILE, spectra | logarithms)
     curves = {
         f"representation r ({len(spectra['r'])}-d)": spectra["r_unit"],
         f"embedding z ({len(spectra['z'])}-d)": spectra["z_unit"],
     }
     title = f"{components.config.projector.name} projector, {len(source)} {split} images"
-    plot_spectra(curves, workdir / SPECTRUM_PLOT, title=title)
-    print(f"dcjax: spectrum of r and z in {workdir / SPECTRUM_PLOT}", flush=True)
+    with forgiving(workdir / SPECTRUM_PLOT, NO_SPECTRUM):
+        plot_spectra(curves, workdir / SPECTRUM_PLOT, title=title)
+        print(f"dcjax: spectrum of r and z in {workdir / SPECTRUM_PLOT}", flush=True)
+
+
+def check_kept(config: Config) -> None:
+    """Raises `SettingError` if `checkpoint.keep_every_steps` names steps at which no checkpoint is written."""
+    kept, every = config.checkpoint.keep_every_steps, config.checkpoint_every_steps
+    if kept is not None and kept % every:
+        near = max(kept // every, 1) * every
+        raise SettingError(
+            f"checkpoint.keep_every_steps must be a multiple of checkpoint_every_steps, which is {every}, e.g. {near}; "
+            f"found {kept}"
+        )
 
 
 def open_workdir(workdir: str | os.PathLike[str], *, extend: bool) -> pathlib.Path:

@@ -11,6 +11,7 @@ neighbours only. The results are printed and written to probe.json in the run's 
 from collections.abc import Sequence
 
 from dcjax.runtime import cli, processes
+from dcjax.runtime.signals import end_on_signals
 
 PARTS = ("all", "selected", "rest")
 
@@ -37,21 +38,22 @@ def main(argv: Sequence[str]) -> None:
     flags = parser.parse_args(argv)
     workdir = cli.chosen_run(flags)
 
-    processes.join_processes(flags)
+    with end_on_signals("the scores were not written; give the same command again"):
+        processes.join_processes(flags)
 
-    # Imported here because it loads JAX: a mistake in the flags is reported before that.
-    from dcjax.evaluation.protocol import probe
+        # Imported here because it loads JAX: a mistake in the flags is reported before that.
+        from dcjax.evaluation.protocol import probe
 
-    with processes.one_of_several():
-        probe(
-            workdir,
-            features=flags.features,
-            labels_per_class=flags.labels_per_class,
-            baselines=flags.baselines or None,
-            data_dir=flags.data_dir,
-            devices=flags.devices,
-            export=flags.export,
-        )
+        with processes.one_of_several():
+            probe(
+                workdir,
+                features=flags.features,
+                labels_per_class=flags.labels_per_class,
+                baselines=flags.baselines or None,
+                data_dir=flags.data_dir,
+                devices=flags.devices,
+                export=flags.export,
+            )
 
 
 if __name__ == "__main__":

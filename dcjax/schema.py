@@ -185,6 +185,17 @@ class ProbeConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """The checkpoints that stay. A resumed run may change every key of it."""
+
+    keep: int = key(2, "the newest checkpoints that are kept", least=2, may_change=True)
+    keep_every_steps: int | None = key(
+        None, "keep for good the checkpoints of every multiple of so many steps, beside the newest ones; none: only "
+        "those", least=1, may_change=True,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
     """The monitor, which looks for collapse during the training. A resumed run may change every key of it."""
 
@@ -209,12 +220,17 @@ class Config:
     devices: int = key(0, "how many devices to use; 0: all", least=0, may_change=True)
     log_every_steps: int = key(50, "steps from one line of metrics.jsonl to the next", least=1, may_change=True)
     checkpoint_every_steps: int = key(1000, "steps from one checkpoint to the next", least=1, may_change=True)
+    watchdog_seconds: float = key(
+        1800.0, "a step, a batch or a checkpoint that takes longer ends the run with status 75; 0: no limit", least=0,
+        may_change=True,
+    )  # fmt: skip
     model: ModelConfig = ModelConfig()
     projector: ProjectorConfig = ProjectorConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     probe: ProbeConfig = ProbeConfig()
 

@@ -27,11 +27,14 @@ NOT_TRAINING = (
     "__init__.py", "__main__.py", "aot/*", "collapse/__init__.py", "collapse/__main__.py", "collapse/classes.py",
     "collapse/forecast.py", "collapse/geometry.py", "collapse/lasting.py", "collapse/local.py", "collapse/metrics.py",
     "collapse/monitor.py", "collapse/plot.py", "collapse/quantities.py", "collapse/reading/*", "collapse/report.py",
-    "collapse/running.py", "collapse/verdict.py", "collapse/views.py", "collapse/weights.py", "compile.py", "config.py",
-    "data/array_record.py", "data/prepare.py", "data/resize.py", "encoder.py", "evaluation/embeddings.py",
-    "evaluation/table.py", "main.py", "models/torch_weights.py", "probe.py", "report/*", "runtime/cli.py",
-    "runtime/compile_cache.py", "runtime/errors.py", "runtime/files.py", "runtime/processes.py", "runtime/versions.py",
-    "schema.py", "toy/*", "training/metrics.py", "training/monitor.py",
+    "collapse/running.py", "collapse/verdict.py", "collapse/views.py", "collapse/weights.py", "compile.py",
+    "config.py", "data/array_record.py", "data/prepare.py", "data/resize.py", "encoder.py",
+    "evaluation/embeddings.py", "evaluation/table.py", "main.py", "models/torch_weights.py", "probe.py", "report/*",
+    "runtime/cli.py", "runtime/compile_cache.py", "runtime/errors.py", "runtime/files.py", "runtime/lock.py",
+    "runtime/processes.py", "runtime/reading.py", "runtime/signals.py", "runtime/versions.py", "schema.py", "toy/*",
+    "training/checkpoint.py", "training/kept_lines.py", "training/logs.py", "training/manifest.py",
+    "training/metrics.py", "training/monitor.py", "training/not_finite.py", "training/repeat.py", "training/signals.py",
+    "training/watchdog.py", "verify.py",
 )  # fmt: skip
 
 

@@ -87,6 +87,13 @@ def saved_state(workdir, step, like):
     return state
 
 
+def flip(file, *, byte, bit=0):
+    """Changes one bit of a file."""
+    data = bytearray(file.read_bytes())
+    data[byte] ^= 1 << bit
+    file.write_bytes(data)
+
+
 def assert_identical(one, two):
     """Two trees of the same structure, equal in every bit."""
     assert jax.tree.structure(one) == jax.tree.structure(two)

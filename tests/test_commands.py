@@ -165,7 +165,7 @@ def test_dcjax_lists_its_commands(tmp_path):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "a command is missing; known: main, probe, collapse, report, compile, prepare, toy"),
+        ([], "a command is missing; known: main, probe, verify, collapse, report, compile, prepare, toy"),
         (["prob"], "command 'prob' is not known (did you mean 'probe'?)"),
         (["main"], "--config=FILE is required"),
         (["probe"], "name one run, as RUN or as --workdir=RUN; found none"),

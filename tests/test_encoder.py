@@ -95,7 +95,7 @@ def test_images_that_cannot_be_encoded(run, images, message):
         dcjax.load_encoder(run).encode(np.zeros((1, 8, 8, 3), np.uint8), batch_size=0)
 
 
-def test_folders_without_an_encoder(run, tmp_path):
+def test_folders_without_a_whole_encoder(run, tmp_path, capsys):
     for folder, message in (
         (tmp_path / "nowhere", "nowhere is no folder"),
         (run / "checkpoints" / "3", "holds no complete checkpoint of step 3; it has 2, 4"),
@@ -107,8 +107,10 @@ def test_folders_without_an_encoder(run, tmp_path):
     for file in (tmp_path / "damaged" / "checkpoints" / "4" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"damaged")
-    with pytest.raises(SettingError, match=r"checkpoints/4 cannot be read.*resume from step 2"):
-        dcjax.load_encoder(tmp_path / "damaged")
+    with pytest.raises(SettingError, match=r"checkpoints/4 is damaged: state/\S+ has 7 bytes instead of"):
+        dcjax.load_encoder(tmp_path / "damaged" / "checkpoints" / "4")
+    assert dcjax.load_encoder(tmp_path / "damaged").step == 2
+    assert "checkpoint 4 is damaged" in capsys.readouterr().out
 
 
 def test_submodules_are_loaded_when_they_are_used():

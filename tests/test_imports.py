@@ -5,7 +5,16 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-PLAIN = {"runtime.cli", "runtime.compile_cache", "runtime.errors", "runtime.files", "runtime.versions"}
+PLAIN = {
+    "runtime.cli",
+    "runtime.compile_cache",
+    "runtime.errors",
+    "runtime.files",
+    "runtime.lock",
+    "runtime.reading",
+    "runtime.signals",
+    "runtime.versions",
+}
 LAYERS = [
     PLAIN,
     {"losses", "collapse", "toy"},
@@ -18,7 +27,7 @@ LAYERS = [
     {"pretrain", "encoder"},
     {"evaluation.baselines", "evaluation.embeddings"},
     {"evaluation.protocol"},
-    {"main", "probe", "compile", "__main__", "collapse.__main__", "report"},
+    {"main", "probe", "verify", "compile", "__main__", "collapse.__main__", "report"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NO_FLAX = PLAIN | {"losses", "collapse", "toy"}

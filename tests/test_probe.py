@@ -187,6 +187,20 @@ def test_the_untrained_encoders_statistics_are_settled(run, monkeypatch):
     np.testing.assert_allclose(found["var"], h.var((0, 1, 2)), rtol=1e-3)
 
 
+def test_scores_that_cannot_be_written(run, monkeypatch, capsys):
+    """The command ends with an error; after a training it is a warning. The table is printed before."""
+
+    def fail(path, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dcjax.evaluation.protocol.replace_text", fail)
+    with pytest.raises(SettingError, match=r"probe\.json cannot be written \(No space left .*; the scores are"):
+        probe(run["cached"], features="selected", labels_per_class=0, devices=1)
+    assert "top-1 accuracy" in capsys.readouterr().out
+    probe(run["cached"], features="selected", labels_per_class=0, devices=1, must_write=False)
+    assert "probe.json cannot be written" in capsys.readouterr().err
+
+
 def test_bad_input(run, tmp_path):
     with pytest.raises(SettingError, match="holds no checkpoints"):
         probe(tmp_path)

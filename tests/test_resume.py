@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from helpers import as_flags, assert_identical, run_main, saved_state, tiny_config, write_images
+from helpers import as_flags, assert_identical, flip, run_main, saved_state, tiny_config, write_images
 
 from dcjax import pretrain as loop
 from dcjax.components import build
@@ -15,9 +15,9 @@ from dcjax.program import make_schedule
 from dcjax.runtime.errors import SettingError, StoppedRunError
 from dcjax.runtime.mesh import make_mesh, replicated
 from dcjax.runtime.randomness import Stream
-from dcjax.training import signals
+from dcjax.training import metrics, signals
 from dcjax.training.checkpoint import Checkpointer
-from dcjax.training.metrics import read_metrics
+from dcjax.training.metrics import read_metrics, read_rows
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +152,17 @@ StepMetrics.push = push_and_wait
     assert_same_lines(workdir, tmp_path / "whole")
 
 
-def test_a_damaged_checkpoint_is_named(four_steps, tmp_path):
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(four_steps, tmp_path, capsys):
     workdir = shutil.copytree(four_steps[0], tmp_path / "run")
-    for file in (workdir / "checkpoints" / "4" / "state").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(SettingError, match=r"checkpoints/4 .* step 2"):
-        pretrain(tiny_config(), workdir)
-    assert (workdir / "checkpoints" / "2").is_dir()
+    files = (workdir / "checkpoints" / "4" / "state" / "ocdbt.process_0" / "d").iterdir()
+    file = max(files, key=lambda file: file.stat().st_size)  # the one that holds the arrays
+    flip(file, byte=file.stat().st_size // 2)
+    assert_identical(pretrain(tiny_config(), workdir), four_steps[1])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("dcjax: checkpoint 4"))
+    for words in ("checkpoint 4 is damaged (4: state/", "has changed)", "2 steps are repeated"):
+        assert words in line
+    assert (workdir / "checkpoints" / "damaged" / "4" / "state").is_dir()
+    assert_same_lines(workdir, four_steps[0])
 
 
 def rate_of(step, total_steps):
@@ -227,6 +230,55 @@ def test_the_log_of_a_stopped_run_is_that_of_the_uninterrupted_one(tmp_path, mon
         assert read_metrics(workdir)[-1]["step"] == stop  # the steps before it are not lost
         pretrain(config, workdir)
         assert_same_lines(workdir, tmp_path / "whole")
+
+
+def test_a_run_that_ends_after_its_last_checkpoint_has_its_whole_log(tmp_path, monkeypatch):
+    """The log is on disk before the checkpoint, since a run that goes on at its last step writes no line."""
+    config = tiny_config(log_every_steps=3, monitor__every_steps=4, monitor__images=64)
+    wait, seen = Checkpointer.wait, []
+
+    def waited(self):
+        wait(self)
+        seen.append([(row["step"], "monitor" in row) for row in read_rows(tmp_path / "run")])
+
+    monkeypatch.setattr(Checkpointer, "wait", waited)
+    pretrain(config, tmp_path / "run")
+    assert seen == [[(0, True), (1, False), (3, False), (4, False), (4, True)]]
+
+
+def test_a_signal_during_the_last_checkpoint_stops_the_run(tmp_path, monkeypatch):
+    wait = Checkpointer.wait
+
+    def signalled(self):
+        signal.raise_signal(signal.SIGTERM)
+        wait(self)
+
+    monkeypatch.setattr(Checkpointer, "wait", signalled)
+    with pytest.raises(StoppedRunError, match="stopped at step 4 of 4"):
+        pretrain(tiny_config(), tmp_path / "run")
+    assert not (tmp_path / "run" / "spectrum.npz").exists()
+
+
+def test_a_checkpoint_after_an_error_is_waited_for(tmp_path, monkeypatch):
+    """Before signals are answered otherwise: a SIGTERM while it is written must not lose it."""
+    push, wait, waited = metrics.StepMetrics.push, Checkpointer.wait, []
+
+    def fail(self, step, scalars):
+        push(self, step, scalars)
+        if step == 3:
+            raise RuntimeError("a fault of the program")
+
+    def wait_in_loop(self):
+        waited.append(signal.getsignal(signal.SIGTERM) != before)
+        wait(self)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(metrics.StepMetrics, "push", fail)
+    monkeypatch.setattr(Checkpointer, "wait", wait_in_loop)
+    with pytest.raises(RuntimeError, match="a fault of the program"):
+        pretrain(tiny_config(), tmp_path / "run")
+    assert waited == [True]
+    assert (tmp_path / "run" / "checkpoints" / "3" / "manifest.json").is_file()
 
 
 def assert_same_lines(one, two):

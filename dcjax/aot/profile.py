@@ -1,7 +1,9 @@
 """Records some steps of a training for TensorBoard, and sums the time of their operations by part of the step."""
 
+import contextlib
 import pathlib
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,10 +11,11 @@ from jax.stages import Compiled
 
 from dcjax.aot import hlo
 from dcjax.aot.parts import PARTS, part_of
-from dcjax.runtime.errors import SettingError
-from dcjax.runtime.files import replace_text
+from dcjax.runtime.errors import SettingError, first_line
+from dcjax.runtime.files import reason_of, replace_text, warn_of
 
 SUMMARY = "summary.txt"
+WITHOUT = "the run goes on, and the record is incomplete"
 CONTAINERS = ("while", "conditional", "call", "async-start", "async-done")  # their operations are recorded themselves
 
 
@@ -27,10 +30,13 @@ class ProfiledStep:
       first, last: steps of the run, counted from 1.
       done: steps that the run has taken.
       devices: devices of this process that the step runs on.
+
+    Attributes:
+      compiled: the step without any record.
     """
 
     def __init__(self, step: Compiled, folder: pathlib.Path, *, first: int, last: int, done: int, devices: int):
-        self._compiled, self._folder, self._first, self._last = step, folder, first, last
+        self.compiled, self._folder, self._first, self._last = step, folder, first, last
         self._done, self._devices, self._running = done, devices, False
 
     def __call__(self, state: Any, batch: Any) -> Any:
@@ -38,32 +44,49 @@ class ProfiledStep:
         self._done += 1
         if self._done == self._first:
             jax.block_until_ready(state)  # the steps before it are not part of the record
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-        found = self._compiled(state, batch)
-        if self._done == self._last:
+            with _recording(self._folder):
+                jax.profiler.start_trace(str(self._folder))
+                self._running = True
+        found = self.compiled(state, batch)
+        if self._done == self._last and self._running:
             jax.block_until_ready(found)
-            self.close()
-            self._summarise()
+            with _recording(self._folder):
+                self._stop()
+                self._summarise()
         return found
 
     def close(self) -> None:
         """Ends a record that is under way, such as that of a run which a signal stops."""
         if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
+            with _recording(self._folder):
+                self._stop()
+
+    def _stop(self) -> None:
+        self._running = False
+        jax.profiler.stop_trace()
 
     def _summarise(self) -> None:
         try:
-            seconds = seconds_by_part(self._folder, self._compiled.as_text() or "")
+            seconds = seconds_by_part(self._folder, self.compiled.as_text() or "")
         except (KeyError, OSError, ValueError) as error:  # a form of program or record that is not known ends no run
             summary = f"no summary by part of the step: {error}"
         else:
             summary = as_text(seconds, self._last - self._first + 1, self._devices)
         if jax.process_index() == 0:
-            replace_text(self._folder / SUMMARY, summary + "\n")
             print(f"dcjax: steps {self._first} to {self._last} are recorded in {self._folder}", flush=True)
             print(summary, flush=True)
+            replace_text(self._folder / SUMMARY, summary + "\n")
+
+
+@contextlib.contextmanager
+def _recording(folder: pathlib.Path) -> Iterator[None]:
+    """Prints one line where the profiler or the summary cannot write: the training goes on."""
+    try:
+        yield
+    except OSError as error:
+        warn_of(folder, reason_of(error), WITHOUT)
+    except jax.errors.JaxRuntimeError as error:  # the profiler's, e.g. for a full disk
+        warn_of(folder, first_line(error), WITHOUT)
 
 
 def check_steps(steps: tuple[int, int] | None, *, done: int, total: int) -> None:

@@ -3,10 +3,7 @@
 import contextlib
 import importlib.metadata
 import importlib.util
-import os
 import re
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,6 +13,7 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
 
+from dcjax.aot import quiet_plugins
 from dcjax.aot.chips import H100_TARGET, TPU_SHAPES
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import BATCH_AXIS, make_mesh, order_cpu_collectives
@@ -62,7 +60,7 @@ def topology_hosts(name: str) -> int:
 
 def _mesh(name: str, platform: str, **options: Any) -> Mesh:
     try:
-        with _quiet():
+        with quiet_plugins():
             devices = topologies.get_topology_desc(platform=platform, **options).devices
     except Exception as error:  # the plugins raise errors of many kinds
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -74,7 +72,7 @@ def _mesh(name: str, platform: str, **options: Any) -> Mesh:
 
 def _cpu_mesh(name: str, count: int) -> Mesh:
     order_cpu_collectives()
-    with _quiet():
+    with quiet_plugins():
         jax.devices("cpu")
     if len(jax.devices("cpu")) < count and not _more_cpu_devices(count):
         found = len(jax.devices("cpu"))
@@ -125,17 +123,3 @@ def _remedy(platform: str) -> str:
         return f"pip install 'jax[tpu]=={jax.__version__}'"
     plugins = " ".join(f"jax-cuda12-{part}=={jax.__version__}" for part in ("plugin", "pjrt"))
     return f"pip install --no-deps {plugins} nvidia-cuda-nvcc-cu12 (no GPU is needed)"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps libraries from writing to stderr: the plugins report at length that no such device is here."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)

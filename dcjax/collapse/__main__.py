@@ -18,6 +18,7 @@ to point the wrong way.
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import sys
@@ -33,9 +34,11 @@ from dcjax.collapse.ranks import TOLERANCE
 from dcjax.collapse.reading import Matrix, open_matrices, read_labels
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
+from dcjax.runtime.files import refusing
 
 CELLS = 10
 MAX_ARRAY_BYTES = 1 << 31  # of a matrix that the intervals hold in memory
+MAX_WEIGHTS_BYTES = 1 << 32  # of the matrices of a checkpoint, which are held together
 
 
 def main(argv: Sequence[str]) -> None:
@@ -242,7 +245,8 @@ def _report_weights(flags: argparse.Namespace) -> None:
             lambda axes, title=pathlib.Path(file).name, found=reports: draw_weights(axes, found, title=title)
             for file, reports in panels
         ]
-        save(draws, flags.plot)
+        with refusing(flags.plot, "--plot"):
+            save(draws, flags.plot)
 
 
 def _weights(file: str) -> dict[str, np.ndarray]:
@@ -250,7 +254,11 @@ def _weights(file: str) -> dict[str, np.ndarray]:
         from dcjax.evaluation.embeddings import weights_of_run
 
         return weights_of_run(file)
-    return {matrix.name.partition(":")[2] or matrix.name: matrix.array() for matrix in open_matrices(file, ndim=(2, 4))}
+    found = open_matrices(file, ndim=(2, 4))
+    stated = sum(math.prod(axis or 0 for axis in matrix.shape) * matrix.dtype.itemsize for matrix in found)
+    if stated > MAX_WEIGHTS_BYTES:
+        raise SettingError(f"{file} holds {stated:,} bytes of matrices; at most {MAX_WEIGHTS_BYTES:,} are read at once")
+    return {matrix.name.partition(":")[2] or matrix.name: matrix.array() for matrix in found}
 
 
 def _plot(reports: Iterable[Any], path: pathlib.Path) -> None:
@@ -265,7 +273,8 @@ def _plot(reports: Iterable[Any], path: pathlib.Path) -> None:
         for report in reports
         if report.local is not None
     ]
-    save(draws, path)
+    with refusing(path, "--plot"):
+        save(draws, path)
     print(f"dcjax: spectra in {path}", file=sys.stderr)
 
 

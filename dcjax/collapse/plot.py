@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dcjax.collapse.local import LocalSpectra
 from dcjax.collapse.weights import MatrixReport
+from dcjax.runtime.files import replacing
 
 # Okabe and Ito's colours for colour-blind readers; the line styles distinguish the curves in greyscale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -61,7 +62,8 @@ def save(panels: Sequence[Callable[[Any], None]], path: pathlib.Path) -> None:
         for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             draw(axes)
         # Matplotlib stamps its version into a PNG; without it the same numbers give the same file.
-        figure.savefig(path, metadata={"Software": None})
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", metadata={"Software": None})
 
 
 def draw_spectra(

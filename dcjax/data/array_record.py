@@ -1,6 +1,7 @@
 """Writes class folders of images as an ArrayRecord set of tensorflow-datasets, without TensorFlow."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -16,6 +17,9 @@ from dcjax.data.resize import ENCODING, as_stored
 from dcjax.data.sources.folder import FolderSource
 from dcjax.data.sources.tfds import RESIZE_KEY, shard_problem
 from dcjax.runtime.errors import SettingError, first_line
+from dcjax.runtime.files import reason_of
+
+AGAIN = "free some space, then give the same command again"
 
 # One record per group, so that a random read reads no other record. JPEG bytes do not compress any further.
 WRITER_OPTIONS = "group_size:1,uncompressed"
@@ -55,7 +59,11 @@ def write_set(
     version: str,
     resize: int | None,
 ) -> None:
-    """Writes the files that are not there yet, then TFDS's description of the set."""
+    """Writes the files that are not there yet, then TFDS's description of the set.
+
+    Raises:
+      SettingError: an image cannot be read, or a file cannot be written.
+    """
     features = image_features(next(iter(sources.values())).classes)
     stop = threading.Event()
     with tqdm(total=sum(shard.count for shard in shards), unit="img", unit_scale=True, desc=name) as bar:
@@ -75,7 +83,11 @@ def write_set(
                 stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-    write_info(work, features, name=name, version=version, shards=shards, resize=resize)
+    try:
+        write_info(work, features, name=name, version=version, shards=shards, resize=resize)
+        sync_files(work)
+    except OSError as error:
+        raise SettingError(f"--data_dir: {work} cannot be written to ({reason_of(error)}); {AGAIN}") from error
 
 
 def write_shard(
@@ -113,15 +125,25 @@ def write_shard(
                 writer.write(serializer.serialize_example(record))
         finally:
             writer.close()
+        if problem := shard_problem(str(partial), shard.count):  # its final name must say that it is whole
+            raise OSError(problem)
         with open(partial, "rb") as file:
             os.fsync(file.fileno())  # without it, a power cut could leave an empty file under the final name
         os.replace(partial, path)
     except SettingError:
         raise
     except Exception as error:  # a full disk, a name that is no text: array_record's errors have no common type
-        raise SettingError(f"--data_dir: {path} cannot be written ({first_line(error)}); run the same again") from error
+        raise SettingError(f"--data_dir: {path} cannot be written ({first_line(error)}); {AGAIN}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def sync_files(folder: pathlib.Path) -> None:
+    """Waits until the small files of a folder are on the disk: a power cut would leave a set without description."""
+    for path in folder.glob("*.json"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def image_features(classes: Sequence[str]) -> Any:

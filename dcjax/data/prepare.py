@@ -14,7 +14,6 @@ An interrupted preparation of class folders continues when the command is given 
 
 import contextlib
 import dataclasses
-import fcntl
 import importlib.util
 import json
 import os
@@ -24,18 +23,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dcjax.data.array_record import Shard, plan_shards, write_set
+from dcjax.data.array_record import AGAIN, Shard, plan_shards, write_set
 from dcjax.data.resize import ENCODING
 from dcjax.data.sources.folder import SPLIT_FOLDERS, TRAIN_SPLITS, FolderSource, entries
 from dcjax.data.sources.tfds import RESIZE_KEY
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError, did_you_mean, first_line, some
-from dcjax.runtime.files import replace_text
+from dcjax.runtime.files import refusing, replace_text
+from dcjax.runtime.lock import take_lock
+from dcjax.runtime.reading import read_json, read_text, whole
 
 PLAN_FILE = "plan.json"
 METADATA_FILE = "metadata.json"  # TFDS chose this name
 INCOMPLETE = ".incomplete"
 SHARD_MEGABYTES = 256
+MAX_PLAN_BYTES = 2**26  # of plan.json, which has a line of 50 bytes for each shard
 
 
 def prepare_folder(
@@ -88,8 +90,10 @@ def prepare_folder(
     with alone_in(work):
         continue_or_start(work, {split: source.fingerprint for split, source in sources.items()}, shards, resize)
         write_set(work, sources, shards, name=name, version=version, resize=resize)
-        os.replace(work, finished)
-    (finished / PLAN_FILE).unlink()
+        with refusing(finished, "--data_dir", AGAIN):
+            os.replace(work, finished)
+    with contextlib.suppress(OSError):  # the set is whole with the plan as well
+        (finished / PLAN_FILE).unlink()
     return finished
 
 
@@ -159,22 +163,16 @@ def open_splits(folder: str) -> dict[str, FolderSource]:
 @contextlib.contextmanager
 def alone_in(work: pathlib.Path) -> Iterator[None]:
     """Raises `SettingError` if another process prepares the same set. The lock ends with its process in any case."""
-    with contextlib.ExitStack() as stack:
-        try:
-            work.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(work.with_name(f".{work.name}.lock"), "w"))
-        except OSError as error:
-            raise SettingError(f"--data_dir: {work.parent} cannot be written to ({error.strerror})") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SettingError(f"--name: another process is preparing {work}; wait for it to end") from error
-        except OSError:  # a file system without locks
-            pass
+    path = work.with_name(f".{work.name}.lock")
+    with refusing(work.parent, "--data_dir:", "name another folder"):
+        work.parent.mkdir(parents=True, exist_ok=True)
+        lock = take_lock(path, held=f"--name: another process is preparing {work}", remedy="wait for it to end")
+    with lock:
         try:
             yield
         finally:
-            os.unlink(lock.name)
+            with contextlib.suppress(OSError):  # an empty file, and its lock ends with the process
+                path.unlink()
 
 
 def continue_or_start(
@@ -189,7 +187,7 @@ def continue_or_start(
     if resize is not None:
         plan |= {RESIZE_KEY: resize, "encoding": ENCODING}
     text = json.dumps(plan)
-    begun = (work / PLAN_FILE).read_text() if (work / PLAN_FILE).exists() else ""
+    begun = read_text(work / PLAN_FILE, MAX_PLAN_BYTES) if (work / PLAN_FILE).exists() else ""
     if begun and resize_of(work) != resize:
         raise SettingError(
             f"--resize: {work} was begun {with_resize(resize_of(work))}, now it is {resize or 'not given'}; give the "
@@ -197,20 +195,21 @@ def continue_or_start(
         )
     if work.exists() and begun != text:
         print(f"dcjax: {work} was begun with other images or shards; starting anew", flush=True)
-        shutil.rmtree(work)
     try:
+        if work.exists() and begun != text:
+            shutil.rmtree(work)
         work.mkdir(parents=True, exist_ok=True)
         replace_text(work / PLAN_FILE, text)
     except OSError as error:
-        raise SettingError(f"--data_dir: {work} cannot be written to ({error.strerror})") from error
+        raise SettingError(f"--data_dir: {work} cannot be written to ({error.strerror}); {AGAIN}") from error
 
 
 def resize_of(folder: pathlib.Path) -> int | None:
     """The `resize` of a finished or an interrupted preparation."""
     for file in (METADATA_FILE, PLAN_FILE):
         try:
-            return json.loads((folder / file).read_text()).get(RESIZE_KEY)
-        except (OSError, ValueError):  # the set was stored without a resize, or by another program
+            return whole(read_json(folder / file, MAX_PLAN_BYTES).get(RESIZE_KEY))
+        except SettingError:  # the set was stored without a resize, or by another program
             continue
     return None
 

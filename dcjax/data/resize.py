@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from dcjax.data.decode import DamagedImageError, decode
+from dcjax.data.decode import DamagedImageError, decode, format_of
 
 # Of PIL's kernels, Lanczos changes the crops of ImageNet files least. Quality 90 without chroma subsampling changes
 # them less than 95 with it, in fewer bytes: three of four files have none (experiments/results, "Resized files").
@@ -27,7 +27,7 @@ def as_stored(data: bytes, name: str, resize: int | None) -> bytes:
       name: the name of the image in the log, such as its path.
       resize: most pixels of the shorter side; None to resize nothing.
     """
-    if not looks_like_an_image(data):
+    if format_of(data) is None:
         logging.warning("%s is no JPEG, PNG, BMP or WebP; it goes in as it is", name)
     elif resize is not None:
         try:
@@ -35,11 +35,6 @@ def as_stored(data: bytes, name: str, resize: int | None) -> bytes:
         except DamagedImageError as error:
             logging.warning("%s; it goes in as it is", error)
     return data
-
-
-def looks_like_an_image(data: bytes) -> bool:
-    """Whether the first bytes are those of a JPEG, PNG, BMP or WebP file."""
-    return data.startswith((b"\xff\xd8", b"\x89PNG", b"BM")) or (data[:4], data[8:12]) == (b"RIFF", b"WEBP")
 
 
 def resized(data: bytes, name: str, side: int) -> bytes:

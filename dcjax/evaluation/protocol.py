@@ -36,7 +36,7 @@ from dcjax.evaluation.baselines import pixels, untrained_variables
 from dcjax.evaluation.table import Score, losses_line, score_table
 from dcjax.pretrain import SPECTRUM_PLOT
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.files import replace_npz, replace_text
+from dcjax.runtime.files import forgiving, refusing, replace_npz, replace_text
 from dcjax.runtime.mesh import batch_sharding, replicated, to_devices
 from dcjax.runtime.randomness import Stream, device_key
 from dcjax.schema import section
@@ -55,6 +55,7 @@ def probe(
     data_dir: str | None = None,
     devices: int = 0,
     export: str | None = None,
+    must_write: bool = True,
 ) -> dict[str, Score]:
     """Scores the encoder of a run on the test split.
 
@@ -69,6 +70,7 @@ def probe(
       devices: how many devices to use; 0 for all.
       export: an .npz file for r, z and labels of the test images (and `train_r` ... of the training images). Process 0
         gathers all of them in its memory.
+      must_write: raise an error if `probe.json` cannot be written, instead of a warning.
 
     Returns:
       Row name to scores, as they are printed.
@@ -92,7 +94,7 @@ def probe(
 
     if jax.process_index() == 0:
         counts = f"{len(train_source)} training and {len(test_source)} test images"
-        print(f"dcjax: probing {', '.join(columns)} on {counts}", flush=True)
+        print(f"dcjax: probing {', '.join(columns)} of step {step} on {counts}", flush=True)
     keep = ("r", "z") if export else ("r",)
     train, test = (components.features(variables, source, keep=keep) for source in (train_source, test_source))
     if export:
@@ -116,7 +118,9 @@ def probe(
             print(f"spectrum: {workdir / SPECTRUM_PLOT}", flush=True)
         rows = {name: dataclasses.asdict(row) for name, row in scores.items()}
         record = {"step": step, "labels_per_class": per_class, "scores": rows}
-        replace_text(workdir / RESULTS_FILE, json.dumps(record, indent=2) + "\n")
+        path, remedy = workdir / RESULTS_FILE, "the scores are printed above"
+        with refusing(path, remedy=remedy) if must_write else forgiving(path, remedy):
+            replace_text(path, json.dumps(record, indent=2) + "\n")
     return scores
 
 
@@ -278,7 +282,11 @@ def check_export(path: str) -> None:
 
 
 def write_features(path: str, train: Features, test: Features) -> None:
-    """Writes the features of all processes as one .npz, whole or not at all; every process calls this."""
+    """Writes the features of all processes as one .npz, whole or not at all; every process calls this.
+
+    Raises:
+      SettingError: the file cannot be written.
+    """
     arrays: dict[str, Any] = {}
     for prefix, features in (("", test), ("train_", train)):
         assert features.z is not None
@@ -286,4 +294,5 @@ def write_features(path: str, train: Features, test: Features) -> None:
         arrays[f"{prefix}z"] = gather_rows(features.z, features)
         arrays[f"{prefix}labels"] = features.labels
     if jax.process_index() == 0:
-        replace_npz(pathlib.Path(path), arrays)
+        with refusing(path, "--export"):
+            replace_npz(pathlib.Path(path), arrays)

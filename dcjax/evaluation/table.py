@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 
+from dcjax.runtime.errors import SettingError
+from dcjax.runtime.reading import number
 from dcjax.training.metrics import METRICS_FILE, read_metrics
 
 
@@ -60,7 +62,10 @@ def losses_line(workdir: pathlib.Path) -> str:
     """A line with the first and the last loss of the run, or with the reason why there is none."""
     if not (workdir / METRICS_FILE).exists():
         return f"loss: no {METRICS_FILE} in {workdir}"
-    rows = read_metrics(workdir)
+    try:
+        rows = [row for row in read_metrics(workdir) if number(row.get("loss")) is not None]
+    except SettingError as error:
+        return f"loss: {error}"
     if not rows:
         return f"loss: no line in {workdir / METRICS_FILE}"
     first, last = rows[0], rows[-1]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.files import replace_text
+from dcjax.runtime.files import refusing, replace_text
 
 SUFFIXES = (".html", ".htm")
 
@@ -32,10 +32,8 @@ def main(argv: Sequence[str]) -> None:
     except OSError as error:  # of a folder that may not be searched
         raise SettingError(f"{error.filename} cannot be read ({error.strerror})") from error
     text = page(runs)
-    try:
+    with refusing(flags.out, "--out"):
         replace_text(flags.out, text)
-    except OSError as error:
-        raise SettingError(f"--out={flags.out} cannot be written ({error.strerror})") from error
     verdicts = "; ".join(f"{name}: {finding(run).short}" for name, run in zip(run_names(runs), runs, strict=True))
     print(f"{flags.out} ({len(text) / 1000:.0f} kB) {verdicts}")
 

@@ -1,17 +1,15 @@
 """Reads files that hold one JSON object per line, within bounds, and keeps numbers that can be drawn."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.reading import number, read_log
 
 MAX_BYTES = 200_000_000  # of a file that is read at all
-MAX_NUMBER = 1e60  # larger ones would overflow in a figure; float32 ends at 3e38
 MAX_NAMED = 5  # line numbers that a note lists
 
 
@@ -28,82 +26,20 @@ class Curve:
         return float(self.values[-1])
 
 
-def read_text(file: pathlib.Path) -> str:
-    """The text of a regular file of at most `MAX_BYTES`; bytes that are not UTF-8 are replaced.
-
-    Raises:
-      SettingError: the file is missing, too large, not a regular file, or cannot be read.
-    """
-    try:
-        if not file.is_file():
-            raise SettingError(f"{file} {'is not a regular file' if file.exists() else 'is missing'}")
-        size = file.stat().st_size
-        if size > MAX_BYTES:
-            raise SettingError(
-                f"{file} has {size / 1e6:,.0f} MB; a report reads files of at most {MAX_BYTES // 10**6} MB"
-            )
-        return file.read_bytes().decode("utf-8", "replace")
-    except (OSError, ValueError) as error:
-        if isinstance(error, SettingError):
-            raise
-        raise SettingError(f"{file} cannot be read ({error})") from error
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text.
-
-    Raises:
-      ValueError: the text is not JSON, or is nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def number(value: Any) -> float | None:
-    """The value as a float if it is a number (not a bool) of at most `MAX_NUMBER`, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= MAX_NUMBER else None  # no comparison with NaN holds
-
-
-def whole(value: Any) -> int | None:
-    """The value as an int if it is a whole number from 0 to 2^53, else None."""
-    found = number(value)
-    return int(found) if found is not None and found == int(found) and 0 <= found <= 2**53 else None
-
-
 def read_lines(file: pathlib.Path) -> tuple[list[dict[str, Any]], list[str]]:
     """The objects with a step in a file of JSON lines, in the order of their steps, and notes on what was left out.
 
     An unfinished last line, which an interruption or a run that is still writing leaves, is ignored.
 
     Raises:
-      SettingError: as `read_text`.
+      SettingError: the file is missing, too large, not a regular file, or cannot be read.
     """
-    rows, bad, notes = [], [], []
-    lines = read_text(file).split("\n")
-    while lines and not lines[-1].strip():
-        lines.pop()
-    for index, line in enumerate(lines, 1):
-        try:
-            row = parse_json(line)
-        except ValueError:
-            if index == len(lines):
-                notes.append(f"The last line of {file.name} is cut short and was ignored.")
-            else:
-                bad.append(index)
-            continue
-        step = whole(row.get("step")) if isinstance(row, dict) else None
-        if step is None:
-            bad.append(index)
-        else:
-            rows.append(row | {"step": step})
-    if bad:
-        notes.append(f"{file.name}: {of_lines(bad)} no JSON object with a step; left out.")
-    rows.sort(key=lambda row: row["step"])
-    return rows, notes
+    found, notes = read_log(file, MAX_BYTES), []
+    if found.cut_short:
+        notes.append(f"The last line of {file.name} is cut short and was ignored.")
+    if found.bad:
+        notes.append(f"{file.name}: {of_lines(found.bad)} no JSON object with a step; left out.")
+    return sorted(found.rows, key=lambda row: row["step"]), notes
 
 
 def of_lines(numbers: list[int]) -> str:

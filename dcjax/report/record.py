@@ -1,6 +1,7 @@
 """A run as a report sees it: its folder, read within bounds into a dataclass. Nothing in the folder is executed."""
 
 import dataclasses
+import io
 import math
 import pathlib
 import zipfile
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from dcjax.config import COMMAND_FILE, CONFIG_FILE, read_config
-from dcjax.report.lines import MAX_BYTES, Curve, curves, number, parse_json, read_lines, read_text, whole
-from dcjax.runtime.errors import SettingError
+from dcjax.report.lines import MAX_BYTES, Curve, curves, read_lines
+from dcjax.runtime.errors import SettingError, printable
+from dcjax.runtime.reading import number, read_file, read_json, whole
 from dcjax.schema import Config, flatten
 
 # Named here as well because the modules that write them load JAX; a test compares the names.
@@ -18,6 +20,8 @@ METRICS_FILE, SPECTRA_FILE, SPECTRUM_FILE, PROBE_FILE = "metrics.jsonl", "spectr
 
 PARTS = ("r", "z")  # the representation and the embedding
 MAX_DIM = 65_536  # of a spectrum that is read
+MAX_MEMBER = 2**20  # bytes of an array: a spectrum of MAX_DIM values in float64 and its header
+MAX_ARCHIVE = 2**24  # bytes of spectrum.npz
 SCORES = ("top1", "top5", "best_top1", "few_label", "few_label_std", "knn", "effective_rank")
 
 
@@ -156,11 +160,7 @@ def read_run(folder: str) -> Run:
         raise SettingError(f"{folder} is no folder; name the folder of a run")
     if not (workdir / CONFIG_FILE).exists():
         raise SettingError(f"{folder} is no run: it has no {CONFIG_FILE}; name the --workdir of dcjax main")
-    read_text(workdir / CONFIG_FILE)  # for its bounds, which `read_config` does not check
-    try:
-        config = read_config(workdir)
-    except RecursionError:
-        raise SettingError(f"{workdir / CONFIG_FILE} is nested too deeply to be a config") from None
+    config = read_config(workdir)
     if not (workdir / METRICS_FILE).exists():
         raise SettingError(
             f"{folder} has no {METRICS_FILE}: it has not trained a step yet, so there is nothing to report"
@@ -227,14 +227,10 @@ def _optional(file: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        value = parse_json(read_text(file))
-    except ValueError as error:
-        notes.append(f"{file.name} cannot be read and was left out ({error}).")
+        return read_json(file, MAX_BYTES)
+    except SettingError as error:
+        notes.append(f"{file.name} was left out: {error}.")
         return None
-    if not isinstance(value, dict):
-        notes.append(f"{file.name} holds no JSON object and was left out.")
-        return None
-    return value
 
 
 def _command(file: pathlib.Path, notes: list[str]) -> Command | None:
@@ -288,19 +284,32 @@ def _final(file: pathlib.Path, notes: list[str]) -> dict[str, np.ndarray]:
     if not file.exists():
         return {}
     try:
-        with zipfile.ZipFile(file) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_BYTES:
-            raise ValueError(f"it holds {size / 1e6:,.0f} MB")
-        with np.load(file, allow_pickle=False) as arrays:
-            found = {part: _eigenvalues(arrays[f"{part}_unit"]) for part in PARTS if f"{part}_unit" in arrays}
+        with zipfile.ZipFile(io.BytesIO(read_file(file, MAX_ARCHIVE))) as archive:
+            found = {part: _eigenvalues(_array(archive, f"{part}_unit.npy")) for part in PARTS}
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
-        notes.append(f"{file.name} cannot be read and was left out ({type(error).__name__}: {error}).")
+        problem = printable(f"{type(error).__name__}: {error}", 200)
+        notes.append(f"{file.name} cannot be read and was left out ({problem}).")
         return {}
     good = {part: values for part, values in found.items() if values is not None}
     if len(good) < len(found):
         notes.append(f"{file.name} holds values that are no finite eigenvalues; they were left out.")
     return good
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray | None:
+    """An array of an .npz file; None if it has none of this name."""
+    if name not in archive.namelist():
+        return None
+    with archive.open(name) as member:
+        data = member.read(MAX_MEMBER)
+    # NumPy would take memory for any shape that a header states. A shape that the bytes cannot fill fails here.
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError(f"{name} is of another version of the format than 1.0")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    if dtype.hasobject or len(shape) != 1:
+        raise ValueError(f"{name} holds {list(shape)} {dtype}; a spectrum is one row of numbers")
+    return np.frombuffer(data, dtype, shape[0], stream.tell())
 
 
 def _eigenvalues(values: Any) -> np.ndarray | None:

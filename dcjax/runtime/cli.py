@@ -1,6 +1,8 @@
 """Shared by all commands: the parser, the flag for a run, and mistakes reported in one line with exit status 2."""
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -48,7 +50,9 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     """Runs a command and exits the process.
 
     The exit status is 0 after success; 1 after a signal or the failure of one of several processes, when the run can
-    resume from a checkpoint; 2 after a mistake in a setting; and 130 after a KeyboardInterrupt, which saves nothing.
+    resume from a checkpoint; 2 after a mistake in a setting, a full disk or numbers that are not finite; and 130 after
+    a KeyboardInterrupt, which saves nothing. `end_on_signals` ends a training at once with 130 or 143, the watchdog
+    with 75.
 
     Args:
       command: a function of the arguments.
@@ -57,6 +61,7 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     use_compile_cache()
     try:
         command(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except SettingError as error:
         leave(2, " ".join(str(error).split()))
     except StoppedRunError as error:
@@ -64,12 +69,25 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     except InterruptedRunError as error:
         leave(1, " ".join(str(error).split()))
     except KeyboardInterrupt:
-        leave(130, "interrupted; files that were saved before stay")
+        leave(130, "ended by SIGINT; files that were saved before stay")
+    except BrokenPipeError:  # the program that reads the output has ended, as `head` does
+        os._exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        leave(2, f"a file or the output cannot be written ({error.strerror}); free some space")
     sys.exit(0)
 
 
 def leave(status: int, message: str) -> NoReturn:
-    """Prints one line and ends the process at once, so that threads still at work do not print errors of their own."""
-    sys.stdout.flush()
-    print(f"dcjax: {message}", file=sys.stderr, flush=True)
-    os._exit(status)
+    """Prints one line and ends the process at once, so that threads still at work do not print errors of their own.
+
+    It ends also where nothing can be printed, on a full disk or after the end of the program that reads the output.
+    """
+    try:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            print(f"dcjax: {message}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(status)

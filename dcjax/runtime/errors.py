@@ -48,6 +48,12 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
 
 
+def printable(text: str, most: int = 500) -> str:
+    """The text without line breaks and control characters, cut to so many characters."""
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else "?" for c in text.replace("\n", " "))
+
+
 def first_line(error: Exception) -> str:
     """The first line of another library's message, or the error's type if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

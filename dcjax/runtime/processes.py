@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 
 from dcjax.runtime.cli import Parser
-from dcjax.runtime.errors import InterruptedRunError, SettingError, StoppedRunError
+from dcjax.runtime.errors import InterruptedRunError, SettingError
 
 HEARTBEAT_TIMEOUT_SECONDS = 30
 LAST_TO_LEAVE_SECONDS = 3
@@ -66,15 +66,15 @@ def one_of_several() -> Iterator[None]:
     JAX's own message.
 
     Raises:
-      InterruptedRunError: this process failed, or the connection to the others is lost. A `SettingError`, a
-        `StoppedRunError` and any error of a single process pass unchanged.
+      InterruptedRunError: this process failed, or the connection to the others is lost. A `SettingError`, an
+        `InterruptedRunError` and any error of a single process pass unchanged.
     """
     import jax
 
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, StoppedRunError):
+        if jax.process_count() == 1 or isinstance(error, InterruptedRunError):  # `StoppedRunError` is one
             raise
         if isinstance(error, SettingError):
             if jax.process_index() == 0:

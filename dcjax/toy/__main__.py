@@ -10,7 +10,6 @@ The bounds in the tables are made for the default options: a much smaller model 
 """
 
 import argparse
-import contextlib
 import importlib
 import inspect
 import json
@@ -18,12 +17,12 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.files import replace_text
+from dcjax.runtime.files import refusing, replace_text
 
 # Kind of statement: its module in dcjax.toy.statements, its numbers in the paper, and its help text.
 STATEMENTS = {
@@ -33,6 +32,7 @@ STATEMENTS = {
     "figure": ("figures", "3456", "the paper's toy figures"),
 }
 MAX_AMPLITUDE = 1000.0
+ELSEWHERE = "give a folder that can be"
 OPTIONS = ("seed", "seeds", "dim", "amplitude", "depth", "steps")
 
 
@@ -120,18 +120,10 @@ def _options(flags: argparse.Namespace) -> dict[str, Any]:
 def _folder(path: str) -> pathlib.Path:
     """Makes the output folder and tests that it can be written to, before anything is computed."""
     folder = pathlib.Path(path)
-    with _writing_to(folder):
+    with refusing(folder, "--out", ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     return folder
-
-
-@contextlib.contextmanager
-def _writing_to(folder: pathlib.Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise SettingError(f"--out {folder} cannot be written ({error.strerror}); give a folder that can be") from error
 
 
 def _start_jax(x64: bool) -> None:
@@ -176,7 +168,7 @@ def _run(name: str, function: Callable[..., Any], given: dict[str, Any], out: pa
         raise SettingError(f"{causes} must be smaller in {name.replace('_', ' ')}: {error}") from error
     print(as_text(report))
     figure, numbers = out / f"{name}.png", out / f"{name}.json"
-    with _writing_to(out):
+    with refusing(out, "--out", ELSEWHERE):
         report.draw(figure)
         replace_text(numbers, json.dumps(as_json(report, options), indent=1))
     print(f"\n  {figure}\n  {numbers}\n")

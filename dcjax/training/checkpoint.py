@@ -1,54 +1,172 @@
-"""Asynchronous Orbax checkpoints of train state, position and config, each in a folder that is whole or absent."""
+"""Asynchronous Orbax checkpoints of train state, position and config, each in a folder that is whole or absent.
 
+Orbax writes a step into `checkpoints/incomplete`. A thread then hashes its files, writes the manifest beside them, and
+renames the folder to `checkpoints/<step>`. An interruption at any moment therefore leaves whole steps alone, and damage
+that comes later is found by the hashes.
+"""
+
+import concurrent.futures
+import contextlib
+import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from dcjax.runtime.errors import SettingError
+from dcjax.runtime.errors import InterruptedRunError, SettingError, some
+from dcjax.runtime.files import reason_of
+from dcjax.runtime.lock import HeldLockError, take_lock
+from dcjax.runtime.mesh import from_process
+from dcjax.training.manifest import (
+    FOLDER,
+    NO_MANIFEST,
+    Check,
+    check_step,
+    remove_tree,
+    set_aside,
+    step_folders,
+    sync_folder,
+    write_manifest,
+)
 
-FOLDER = "checkpoints"
-KEEP = 2
+NO_STEP, NONE_WHOLE, UNREADABLE = -1, -2, -3  # what the first process tells the others in place of a step
+INCOMPLETE = "incomplete"  # what is being written or removed, in `checkpoints`
+LOCK_SECONDS = 30.0  # how long a run waits for another process that trains it
+MAX_JSON_BYTES = 2**26  # of a file that Orbax parses as a whole
+MAX_EXPANSION = 64  # bytes of a state for each byte on disk; parameters and momentum hardly shrink
+
+
+class CannotSaveError(SettingError):
+    """A checkpoint could not be written; the earlier ones are whole."""
 
 
 class Checkpointer:
     """Saves and restores a run.
 
-    A step is written under a temporary name and renamed when it is complete. An interrupted write therefore leaves the
-    earlier checkpoints as they were and is not mistaken for one. The methods `restore_...` raise `SettingError` if a
-    checkpoint cannot be read.
+    The methods `restore_...` raise `SettingError` if a checkpoint cannot be read.
 
     Args:
-      workdir: the run's folder; the latest two checkpoints lie in `workdir/checkpoints/<step>`.
-      read_only: create and delete nothing, since another process may be training the run.
+      workdir: the run's folder; the steps lie in `workdir/checkpoints/<step>`.
+      read_only: create, move and delete nothing, since another process may be training the run.
+      keep: how many of the newest steps are kept; None for all.
+      keep_every_steps: steps that are multiples of this are kept for good; None for no others than the newest.
+      watch: a function of a phase in words to a context, `Watchdog.phase`, in which a checkpoint is written.
+
+    Raises:
+      InterruptedRunError: another process trains the run.
+      CannotSaveError: the folder cannot be written to.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, read_only: bool = False):
-        self._folder = (workdir / FOLDER).absolute()
-        # Only the writer removes temporary folders: they may belong to a write that is still going on.
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else KEEP, cleanup_tmp_directories=not read_only, create=not read_only
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        read_only: bool = False,
+        keep: int | None = None,
+        keep_every_steps: int | None = None,
+        watch: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    ):
+        self._workdir, self._folder = workdir, (workdir / FOLDER).absolute()
+        self._keep, self._keep_every_steps, self._watch = keep, keep_every_steps, watch
+        self._writes = not read_only and jax.process_index() == 0
+        self._opened = contextlib.ExitStack()
+        self._saved: int | None = None
+        self._pending: concurrent.futures.Future[None] | None = None
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(
+                state=ocp.StandardCheckpointHandler(),
+                position=ocp.JsonCheckpointHandler(),
+                config=ocp.JsonCheckpointHandler(),
+            )
         )
-        handlers = {
-            "state": ocp.StandardCheckpointHandler(),
-            "position": ocp.JsonCheckpointHandler(),
-            "config": ocp.JsonCheckpointHandler(),
-        }
-        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
+        logging.getLogger("absl").addFilter(_not_orbax_errors)
+        self._opened.callback(logging.getLogger("absl").removeFilter, _not_orbax_errors)
+        if self._writes:
+            try:
+                self._begin_writing()
+            except BaseException:
+                self._opened.close()
+                raise
+        self._opened.callback(self._close_orbax)
+        self._opened.callback(self._worker.shutdown)
+
+    def _begin_writing(self) -> None:
+        try:
+            self._folder.mkdir(exist_ok=True)
+            held, remedy = f"another process trains the run in {self._workdir}", "end it, or name another --workdir"
+            self._opened.enter_context(
+                take_lock(self._folder / ".lock", seconds=LOCK_SECONDS, held=held, remedy=remedy)
+            )
+            self._clear()
+        except HeldLockError as error:
+            raise InterruptedRunError(str(error)) from error
+        except OSError as error:
+            raise self._cannot_write(error) from error
 
     def all_steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending."""
-        return sorted(self._manager.all_steps())
+        """The steps that have a folder, ascending; whether they are whole is another question."""
+        return [int(path.name) for path in step_folders(self._workdir)] if self._folder.is_dir() else []
 
-    def latest_step(self) -> int | None:
-        """The step of the last complete checkpoint, or None."""
-        return self._manager.latest_step()
+    def check(self, step: int) -> Check:
+        """Compares the files of a step with its manifest."""
+        return check_step(self._folder / str(step))
+
+    def last_whole_step(self, say: Callable[[str], None] = print, *, before: int | None = None) -> int | None:
+        """The newest step whose files are as they were written; None if there is no step at all.
+
+        Newer steps that are damaged are moved to `checkpoints/damaged`, unless this object is read-only. The first
+        process looks, and all use the step that it found.
+
+        Args:
+          say: takes one line about damaged steps, on the first process.
+          before: look for a step before this one, and say and move nothing; None where no step before it is whole.
+
+        Raises:
+          SettingError: there are steps, but none is whole; nothing is moved then.
+          InterruptedRunError: a file cannot be read at this moment.
+        """
+        found: int | None = None
+        bad: list[Check] = []
+        if jax.process_index() == 0:
+            found, bad = self._search(before)
+        outcome = NO_STEP if found is None else found
+        if found is None and bad and before is None:
+            outcome = UNREADABLE if any(check.unreadable for check in bad) else NONE_WHOLE
+        elif any(check.unreadable for check in bad):
+            outcome = UNREADABLE
+        if jax.process_count() > 1:
+            outcome = int(from_process(np.array([outcome]), 0)[0])
+        problems = some([f"{check.step} ({check.problem})" for check in bad]) or "the first process says which"
+        bare = any(check.problem == NO_MANIFEST for check in bad)
+        if outcome == UNREADABLE:
+            raise InterruptedRunError(f"checkpoints in {self._folder} cannot be read now: {problems}; try again")
+        if outcome == NONE_WHOLE:
+            raise SettingError(
+                f"no checkpoint in {self._folder} is whole: {problems}; "
+                + (
+                    f"dcjax verify {self._workdir} --adopt takes those without a manifest as they are, or "
+                    if bare
+                    else ""
+                )
+                + "bring one back from a copy, or train anew in another folder"
+            )
+        step = None if outcome == NO_STEP else outcome
+        if before is None:
+            if bad and step is not None:
+                moved = [set_aside(self._folder / str(check.step)) for check in bad] if self._writes else []
+                self._report(say, bad, step, moved)
+            self._saved = step
+        return step
 
     def save(self, step: int, *, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
-        """Starts writing a checkpoint unless the step has one; returns once the state is copied off the devices.
+        """Starts writing a checkpoint unless it was the last one; returns once the state is copied off the devices.
 
         Args:
           step: optimiser steps taken.
@@ -57,27 +175,55 @@ class Checkpointer:
           config: the run's config as JSON values.
 
         Raises:
-          SettingError: the folder cannot be written to, e.g. because the disk is full.
+          CannotSaveError: the folder cannot be written to, e.g. because the disk is full.
         """
-        if step == self.latest_step():
+        self._finish()
+        if step == self._saved:
             return
-        try:
-            self._manager.save(
-                step,
+        with self._writing(), self._watch(f"the checkpoint of step {step}"):
+            self._orbax.save(
+                self._folder / INCOMPLETE / str(step),
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
                     position=ocp.args.JsonSave(position),
                     config=ocp.args.JsonSave(config),
                 ),
             )
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._saved = step
+        self._pending = self._worker.submit(self._commit, step, config)
+
+    def raise_if_failed(self) -> None:
+        """Raises `CannotSaveError` if the checkpoint under way has failed; waits for nothing."""
+        if self._pending is not None and self._pending.done():
+            self._finish()
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is on disk, for every process.
+
+        Raises:
+          CannotSaveError: it could not be written.
+        """
+        self._finish()
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("dcjax: checkpoint")
+
+    def close(self) -> None:
+        """Waits until everything of this process is on disk; raises as `wait`."""
+        with self._opened:
+            self._finish()
+
+    def _close_orbax(self) -> None:
+        with self._writing():
+            self._orbax.close()
 
     def restore_record(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """The position and the config of a checkpoint."""
         args = ocp.args.Composite(position=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
         found = self._restore(step, args)
-        return found["position"], found["config"]
+        position, config = found["position"], found["config"]
+        if not (isinstance(position, dict) and isinstance(position.get("unlogged"), dict) and isinstance(config, dict)):
+            raise self._cannot_read(step, ValueError("its position or its config is of another form"))
+        return position, config
 
     def restore_state(self, step: int, template: Any) -> Any:
         """The train state of a checkpoint.
@@ -91,10 +237,16 @@ class Checkpointer:
     def restore_saved(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
         """The train state of a checkpoint as nested dicts, in the saved shapes and with one sharding for all leaves."""
         try:
-            saved = self._manager.item_metadata(step)["state"]
+            self._check_sizes(step)
+            saved: Any = self._orbax.metadata(self._folder / str(step))
+            tree = saved.item_metadata["state"].tree
+            leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+            stated = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(leaves))
+            stored = sum(path.stat().st_size for path in (self._folder / str(step)).rglob("*") if path.is_file())
+            if stated > MAX_EXPANSION * stored:
+                raise ValueError(f"its state would take {stated / 1e6:,.0f} MB, but it has {stored / 1e6:,.0f} MB")
         except Exception as error:  # of any kind, as in `_restore`
             raise self._cannot_read(step, error) from error
-        leaves = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), saved.tree)
         return self.restore_state(step, leaves)
 
     def restore_variables(self, step: int, sharding: jax.sharding.Sharding) -> dict[str, Any]:
@@ -106,62 +258,142 @@ class Checkpointer:
         params = {name: state["params"].get(name, {}) for name in ("encoder", "projector")}
         return {"params": params, "batch_stats": state["batch_stats"], "constants": state["constants"]}
 
-    def close(self) -> None:
-        """Waits until everything is on disk.
+    def _search(self, before: int | None) -> tuple[int | None, list[Check]]:
+        """The newest whole step, and the damaged ones after it, the newest first."""
+        bad = []
+        for step in reversed(self.all_steps()):
+            if before is not None and step >= before:
+                continue
+            check = self.check(step)
+            if not check.problem:
+                return step, bad
+            if (self._folder / str(step)).is_dir():  # or else the run that is training has removed it
+                bad.append(check)
+        return None, bad
 
-        Raises:
-          SettingError: the last checkpoint could not be written.
-        """
+    def _report(self, say: Callable[[str], None], bad: list[Check], step: int, moved: list[pathlib.Path]) -> None:
+        steps = bad[0].step - step
+        why = some([f"{check.step}: {check.problem}" for check in bad])
+        what = (
+            f"checkpoint {bad[0].step} is" if len(bad) == 1 else f"checkpoints {some([str(c.step) for c in bad])} are"
+        )
+        where = f"moved to {moved[0].parent}; " if moved else ""
+        again = f", and {steps} step{'s are' if steps > 1 else ' is'} repeated" if moved else " instead"
+        bare = moved and any(check.problem == NO_MANIFEST for check in bad)
+        adopt = f" (to take what has no manifest as it is, move it back and use dcjax verify {self._workdir} --adopt)"
+        say(f"dcjax: {what} damaged ({why}); {where}step {step} is used{again}{adopt if bare else ''}")
+
+    def _commit(self, step: int, config: dict[str, Any]) -> None:
+        """Makes a step whole, once Orbax has written it, and removes old ones; in the thread."""
+        with self._watch(f"the checkpoint of step {step}"):
+            self._commit_whole(step, config)
+
+    def _commit_whole(self, step: int, config: dict[str, Any]) -> None:
+        self._orbax.wait_until_finished()
+        if not self._writes:
+            return
+        written, target = self._folder / INCOMPLETE / str(step), self._folder / str(step)
+        write_manifest(written, step=step, config=config)
+        if target.exists():  # left by a run that this one repeats
+            set_aside(target)
+        os.rename(written, target)
+        sync_folder(self._folder)
+        for old in self._steps_to_remove():
+            # Renamed first, so that an interruption leaves no step that seems to be damaged.
+            gone = self._folder / INCOMPLETE / f"removed-{old}"
+            os.rename(self._folder / str(old), gone)
+            remove_tree(gone)
+
+    def _steps_to_remove(self) -> list[int]:
+        every, keep = self._keep_every_steps, self._keep
+        return [step for step in self.all_steps()[:-keep] if not every or step % every] if keep else []
+
+    def _clear(self) -> None:
+        """Removes what interruptions have left, which no other process is writing, since this one holds the lock."""
+        incomplete = self._folder / INCOMPLETE
+        remove_tree(incomplete)
+        for path in self._folder.glob("*.orbax-checkpoint-tmp*"):  # as Orbax named them in earlier versions
+            remove_tree(path)
+        incomplete.mkdir(exist_ok=True)
+
+    def _finish(self) -> None:
+        """Waits for the checkpoint under way, if there is one, which the thread watches."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            with self._writing():
+                pending.result()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Any:
+        """Turns what Orbax, TensorStore and the system raise into one error, and removes the unfinished files."""
         try:
-            self._manager.close()
-        except OSError as error:
+            yield
+        except Exception as error:
+            self._saved = None
+            if self._writes:
+                with contextlib.suppress(OSError):
+                    self._clear()
             raise self._cannot_write(error) from error
 
     def _restore(self, step: int, args: ocp.args.Composite) -> Any:
         try:
-            return self._manager.restore(step, args=args)
+            self._check_sizes(step)
+            return self._orbax.restore(self._folder / str(step), args=args)
         except Exception as error:  # Orbax, TensorStore and JSON each raise their own kinds for a damaged file
             raise self._cannot_read(step, error) from error
 
+    def _check_sizes(self, step: int) -> None:
+        """Raises `ValueError` for a file that Orbax would parse as a whole and that is too large for that."""
+        for path in (self._folder / str(step)).rglob("*"):
+            if path.parent.name != "d" and path.is_file() and path.stat().st_size > MAX_JSON_BYTES:
+                raise ValueError(f"{path.name} has over {MAX_JSON_BYTES} bytes")
+
     def _cannot_read(self, step: int, error: Exception) -> SettingError:
-        others = sorted(set(self._manager.all_steps()) - {step})
+        if not (self._folder / str(step)).is_dir():
+            return SettingError(
+                f"checkpoint {self._folder / str(step)} has gone, as the run that is training keeps only its newest; "
+                "give the command again"
+            )
+        others = [other for other in self.all_steps() if other != step]
         remedy = f"to resume from step {others[-1]}" if others else "to start anew"
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return SettingError(
             f"checkpoint {self._folder / str(step)} cannot be read ({reason}); if it is damaged, move it away {remedy}"
         )
 
-    def _cannot_write(self, error: OSError) -> SettingError:
-        return SettingError(
-            f"checkpoints cannot be written to {self._folder} ({error}); the run can resume from the earlier ones"
+    def _cannot_write(self, error: Exception) -> SettingError:
+        reason = reason_of(error)
+        whole = f"from step {steps[-1]}" if (steps := self.all_steps()) else "from its start"
+        return CannotSaveError(
+            f"checkpoints cannot be written to {self._folder} ({reason}); make room or mend it, and the same command "
+            f"goes on {whole}"
         )
 
 
 def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpointer, int]:
-    """The checkpoints of a run, read-only, and `step` or, if that is None, the last step.
+    """The checkpoints of a run, read-only, and `step` or, if that is None, the last whole step.
 
     Raises:
-      SettingError: the run has no complete checkpoint, or none of this step.
+      SettingError: the run has no whole checkpoint, or none of this step.
     """
-    if not workdir.is_dir():
-        raise SettingError(f"{workdir} is no folder; name the folder of a run of dcjax main")
-    if not (workdir / FOLDER).is_dir():
-        raise SettingError(f"{workdir} holds no checkpoints; name the folder of a run of dcjax main")
-    checkpointer = Checkpointer(workdir, read_only=True)
-    steps = checkpointer.all_steps()
+    steps = [int(path.name) for path in step_folders(workdir)]
     if not steps:
         raise SettingError(f"{workdir} holds no complete checkpoint; train the run until its first")
     if step is not None and step not in steps:
         raise SettingError(
             f"{workdir} holds no complete checkpoint of step {step}; it has {', '.join(map(str, steps))}"
         )
-    return checkpointer, steps[-1] if step is None else step
-
-
-def holds_checkpoint(workdir: str | os.PathLike[str]) -> bool:
-    """Whether a run's folder holds a complete checkpoint; creates nothing."""
-    folder = pathlib.Path(workdir).expanduser() / FOLDER
-    return folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())
+    checkpointer = Checkpointer(workdir, read_only=True)
+    with contextlib.ExitStack() as opened:
+        opened.callback(checkpointer.close)
+        if step is None:
+            step = checkpointer.last_whole_step()
+            if step is None:  # the run that is training has removed it
+                raise SettingError(f"{workdir} holds no complete checkpoint; train the run until its first")
+        elif problem := checkpointer.check(step).problem:
+            raise SettingError(f"checkpoint {workdir / FOLDER / str(step)} is damaged: {problem}")
+        opened.pop_all()
+    return checkpointer, step
 
 
 def abstract_state(state_shapes: Any, sharding: jax.sharding.Sharding) -> Any:
@@ -169,11 +401,16 @@ def abstract_state(state_shapes: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state_shapes)
 
 
-def check_free_space(workdir: pathlib.Path, state_shapes: Any) -> None:
-    """Raises `SettingError` if the disk has no room for the checkpoints that are kept and one more."""
-    size = (KEEP + 1) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shapes))
+def check_free_space(workdir: pathlib.Path, state_shapes: Any, *, keep: int) -> None:
+    """Raises `SettingError` if the disk has no room for the newest checkpoints that are kept and one more."""
+    size = (keep + 1) * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state_shapes))
     free = shutil.disk_usage(workdir).free
     if free < size:
         raise SettingError(
             f"--workdir {workdir} has {free / 1e6:.0f} MB free, but its checkpoints need {size / 1e6:.0f} MB"
         )
+
+
+def _not_orbax_errors(record: logging.LogRecord) -> bool:
+    """Drops Orbax's traceback of a failed write, which the run reports in one line."""
+    return not (record.levelno == logging.ERROR and "orbax" in record.pathname)

@@ -7,23 +7,26 @@ key "monitor". `spectra.jsonl` holds the spectra of those looks.
 import collections
 import concurrent.futures
 import json
+import logging
 import math
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
-from typing import IO, Any
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
-import tensorboardX
 from tqdm import tqdm
 
 from dcjax.collapse.monitor import Look, signs_of, warnings_of
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.files import replace_text
+from dcjax.runtime.reading import read_log
+from dcjax.training.kept_lines import KeptLines, is_look
+from dcjax.training.logs import SCREEN, EventFile, LogFile, say
 from dcjax.training.monitor import Monitor
 
 METRICS_FILE, SPECTRA_FILE = "metrics.jsonl", "spectra.jsonl"
+MAX_LOG_BYTES = 2**30  # of a log that is read as a whole
 
 # Steps that the host may run ahead of the device: enough to keep the device busy, and few enough that batches do not
 # pile up and a NaN is noticed soon.
@@ -38,7 +41,7 @@ class MetricsWriter:
 
     A run that resumes keeps the averages up to `kept_step` and the looks before `first_step`, and writes the later ones
     again. Averages and looks come in the order of their steps, however long a look takes, so that a log does not depend
-    on the speed of threads.
+    on the speed of threads. A file that cannot be written ends nothing, as `LogFile` says.
 
     Args:
       workdir: the run's folder.
@@ -67,24 +70,21 @@ class MetricsWriter:
         self._active = jax.process_index() == 0
         if not self._active:
             return
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=kept_step + 1 if first_step else 0
-        )
+        self._events = EventFile(workdir / "tensorboard", kept_step + 1 if first_step else 0)
         # A run that goes on repeats the look at its first step: a checkpoint does not wait for the one at its step.
         last = {True: first_step if first_step == total_steps else first_step - 1, False: kept_step}
-        rows = [row for row in read_rows(workdir) if row["step"] <= last["monitor" in row]]
-        self._history = [row for row in rows if "monitor" in row]
-        spectra = [row for row in read_lines(workdir / SPECTRA_FILE) if row["step"] <= last[True]]
-        for path, kept in ((workdir / METRICS_FILE, rows), (workdir / SPECTRA_FILE, spectra)):
-            if path.exists():
-                replace_text(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._lines, self._spectra = (workdir / METRICS_FILE).open("a"), (workdir / SPECTRA_FILE).open("a")
+        kept = KeptLines(workdir / METRICS_FILE, last)
+        self._history = kept.looks
+        spectra = KeptLines(workdir / SPECTRA_FILE, dict.fromkeys(last, last[True]))
+        self._lines = LogFile(workdir / METRICS_FILE, unit="line", start=kept.lines)
+        self._spectra = LogFile(workdir / SPECTRA_FILE, unit="line", start=spectra.lines)
         self._bar = tqdm(
             total=total_steps * batch_size,
             initial=first_step * batch_size,
             unit="img",
             unit_scale=True,
             mininterval=1.0 if sys.stderr.isatty() else 30.0,
+            file=SCREEN,
         )
         self._batch_size, self._chance = batch_size, chance
         self._shown = {"loss": "", "rank": "", "online": ""}
@@ -101,7 +101,7 @@ class MetricsWriter:
         if not self._active:
             return
         self.write_looks(before=step)
-        self._write_line(self._lines, {"step": step, **metrics})
+        self._lines.append(as_lines([{"step": step, **metrics}]).encode())
         self._add_scalars(step, metrics)
         chance = "" if self._chance is None else f" (chance {self._chance:.3f})"
         self._shown["loss"] = f"loss {metrics['loss']:.3f}{chance}"
@@ -132,16 +132,16 @@ class MetricsWriter:
         row: dict[str, Any] = {"step": look.step, "monitor": look.values, "verdict": look.verdicts}
         row |= {"signs": sorted(signs), "warnings": warnings_of(self._history, signs)}
         self._history.append(row)
-        self._write_line(self._lines, row)
+        self._lines.append(as_lines([row]).encode())
         spectra = {name: [float(f"{value:.6g}") for value in values] for name, values in look.spectra.items()}
         if spectra:
-            self._write_line(self._spectra, {"step": look.step, **spectra})
+            self._spectra.append(as_lines([{"step": look.step, **spectra}]).encode())
         if look.image is not None:
-            self._events.add_image("spectrum", look.image, look.step, dataformats="HWC")
+            self._events.add_image("spectrum", look.image, look.step)
         self._add_scalars(look.step, look.values, group="monitor/")
         for warning in row["warnings"].values():
             self._events.add_text("warning", warning, look.step)
-            self._bar.write(f"dcjax: step {look.step}: {warning}", file=sys.stderr)
+            say(f"dcjax: step {look.step}: {warning}")
         self._show_rank(look.values)
         self._show()
 
@@ -156,14 +156,28 @@ class MetricsWriter:
         for name, value in values.items():
             self._events.add_scalar(group + name, value, step)
 
-    @staticmethod
-    def _write_line(file: IO[str], row: Mapping[str, Any]) -> None:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-
 
 class NotFiniteError(SettingError):
-    """A scalar in `GUARDED` is NaN or infinite."""
+    """A scalar in `GUARDED` is NaN or infinite.
+
+    Attributes:
+      name: the scalar.
+      step: the step whose scalar it is, counted from 1.
+      value: the value found.
+    """
+
+    def __init__(self, message: str, *, name: str, step: int, value: float):
+        super().__init__(message)
+        self.name, self.step, self.value = name, step, value
+
+    @property
+    def found(self) -> str:
+        """The scalar, its value and its step, in words."""
+        return f"{self.name} is {self.value} at step {self.step}"
+
+    def explained(self, message: str) -> "NotFiniteError":
+        """The same error with another message."""
+        return NotFiniteError(message, name=self.name, step=self.step, value=self.value)
 
 
 class StepMetrics:
@@ -193,6 +207,7 @@ class StepMetrics:
         self._writer, self._every, self._batch_size = writer, every, batch_size
         self._monitor, self._look_every = monitor, look_every
         self._looked: int | None = None  # the last step that `look` was called for
+        self._has_looked = False
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._sums = dict(sums)
         self._last_step = 0
@@ -216,6 +231,17 @@ class StepMetrics:
             self._read()
         self._writer.write_looks(before=self._last_step)
 
+    def finish(self) -> None:
+        """Reads and writes everything up to the last step, before the checkpoint of that step is saved."""
+        self.drain()
+        self.flush()
+        self._writer.write_looks()
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether this process has started a look, so that its program is compiled."""
+        return self._has_looked
+
     def look(self, step: int, variables: Any) -> None:
         """Starts a look of the monitor if one is due: at the first and the last step of a run, and every few steps.
 
@@ -225,6 +251,7 @@ class StepMetrics:
         if self._monitor is None or self._look_every is None or (first and step == last):
             return
         if step in (0, last) or step % self._look_every == 0:
+            self._has_looked = True
             self._writer.expect(step, self._monitor.look(step, variables))
 
     def flush(self) -> None:
@@ -254,7 +281,10 @@ class StepMetrics:
                 self._in_flight.clear()
                 raise NotFiniteError(
                     f"{name} is {row[name]} at step {step}; the last checkpoint is finite. Train with a lower "
-                    "optimizer.learning_rate or a longer warm-up in a new --workdir"
+                    "optimizer.learning_rate or a longer warm-up in a new --workdir",
+                    name=name,
+                    step=step,
+                    value=row[name],
                 )
         for name, value in {"steps": 1, **row}.items():
             self._sums[name] = self._sums.get(name, 0) + value
@@ -263,6 +293,11 @@ class StepMetrics:
         self._writer.advance()
         if step == 1 or step % self._every == 0:
             self.flush()
+
+
+def as_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The lines of a log, as `read_lines` reads them."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -285,11 +320,19 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of a log, without a last one that an interruption cut short; none where there is no such file."""
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+    """The lines of a log that are objects with a step; none where there is no such file.
+
+    A last line that an interruption cut short is left out; other lines that are no such objects are left out with a
+    warning.
+
+    Raises:
+      SettingError: the file is too large, not a regular file, or cannot be read.
+    """
+    if not path.exists():
+        return []
+    found = read_log(path, MAX_LOG_BYTES)
+    good = [row for row in found.rows if "monitor" not in row or is_look(row)]
+    lost = len(found.rows) - len(good) + len(found.bad)
+    if lost:
+        logging.warning("%s: %d damaged lines were left out", path, lost)
+    return good

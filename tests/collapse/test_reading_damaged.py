@@ -216,7 +216,7 @@ def entry(dtype="F32", shape=(2, 3), offsets=(0, 24)):
         ({"a": entry(shape=(True, 3))}, "needs dtype, shape"),
         ({"a": entry(dtype="F4")}, "'F4'; known: I8"),
         ({"a": {"dtype": "F32"}}, "needs dtype, shape"),
-        ({"a": entry(offsets=(float("nan"), 24))}, "NaN in its header"),
+        ({"a": entry(offsets=(float("nan"), 24))}, "NaN is no JSON"),
         ([1], "has a list as its header"),
         ({}, "states 0"),
         (b"{" * 100_000, "cannot be read"),

@@ -14,6 +14,7 @@ from helpers import ROOT
 from PIL import Image
 
 from dcjax.data import array_record, open_source, prepare
+from dcjax.data import decode as decoding
 from dcjax.data.decode import DamagedImageError, decode
 from dcjax.data.resize import as_stored, resized
 from dcjax.runtime.errors import SettingError
@@ -114,7 +115,8 @@ def test_every_kind_of_image_has_the_pixels_that_the_loader_sees(kind):
     np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(small)).convert("RGB")))
 
 
-def test_an_image_too_long_for_a_jpeg_keeps_its_bytes():
+def test_an_image_too_long_for_a_jpeg_keeps_its_bytes(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_SIDE", 2**20)
     data = encoded(np.zeros((2, 140_000, 3), np.uint8), "PNG")
     assert resized(data, "x", 1) is data
 

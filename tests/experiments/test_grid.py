@@ -370,6 +370,9 @@ def test_committed_tables_are_those_of_the_committed_runs(name, scale, tmp_path)
 
 def test_the_rates_are_the_best_of_the_search():
     for name, scale in SCALES.items():
+        if name == "laptop_long":  # takes the rates of the shorter runs
+            assert scale.learning_rates == SCALES["laptop"].learning_rates
+            continue
         file = grid.output(RESULTS, "learning_rate", name, "json")
         searched = json.loads(file.read_text()) if file.exists() else {}
         best = {row: float(max(line, key=line.get)) for row, line in searched.items() if line}

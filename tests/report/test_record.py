@@ -221,7 +221,7 @@ def test_folders_that_are_no_run(tmp_path, monkeypatch):
 def test_files_are_read_within_a_bound(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
     monkeypatch.setattr(lines, "MAX_BYTES", 5000)
-    assert "metrics.jsonl has 0 MB; a report reads" in message(folder)
+    assert "at most 5,000 are read" in message(folder)
 
 
 def test_runs_that_cannot_be_compared(tmp_path):

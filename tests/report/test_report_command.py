@@ -61,6 +61,6 @@ def test_an_output_that_cannot_be_written(tmp_path):
     run = write_run(tmp_path / "run", steps=1, lines=1, looks=1, monitor=False, end=False)
     out = tmp_path / "report.html"
     out.with_name("report.html.partial").mkdir()  # root may write anywhere, but not to a folder
-    with pytest.raises(SettingError, match=r"--out=.*report.html cannot be written"):
+    with pytest.raises(SettingError, match=r"--out .*report.html cannot be written"):
         main([str(run), f"--out={out}"])
     assert not out.exists()

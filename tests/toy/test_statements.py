@@ -44,8 +44,13 @@ def figures_of(monkeypatch, tmp_path):
 
     def figures_of(draw):
         saved = []
+
+        def savefig(figure, path, **options):
+            saved.append(figure)
+            path.touch()
+
         with monkeypatch.context() as patch:
-            patch.setattr(Figure, "savefig", lambda figure, path, **options: saved.append(figure))
+            patch.setattr(Figure, "savefig", savefig)
             draw(tmp_path / "figure.png")
         return saved
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import os
 import shutil
 
 import jax
@@ -13,8 +14,10 @@ from dcjax.collapse import spectrum
 from dcjax.components import load_run
 from dcjax.losses import LOSSES, chance_loss
 from dcjax.pretrain import pretrain
+from dcjax.runtime import reading
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import make_mesh, to_devices
+from dcjax.training import kept_lines, metrics
 from dcjax.training.metrics import SPECTRA_FILE, MetricsWriter, read_lines, read_looks, read_metrics
 from dcjax.training.monitor import Monitor, view_batches
 
@@ -210,3 +213,53 @@ def test_the_chance_line_is_the_loss_of_equal_embeddings():
             # float32 logits of up to 10 have an error of 1e-6
             assert float(loss(rows, rows, temperature=temperature)) == pytest.approx(chance_loss(name, 5), abs=1e-5)
     assert chance_loss("of my own", 5) is None
+
+
+def resumed(workdir, step):
+    """Opens and closes the logs of a run that resumes at a step, and returns the looks that it remembers."""
+    writer = MetricsWriter(workdir, first_step=step, kept_step=step, total_steps=9, batch_size=1)
+    looks = writer._history
+    writer.close()
+    return looks
+
+
+def test_a_resumed_run_keeps_raw_lines_without_parsing_spectra(tmp_path, monkeypatch):
+    spectra = [f'{{"step": {step}, "r": [1.0, 0.5], "z": [2e-05]}}\n' for step in range(5)]
+    look = '{"step":2, "monitor": {"a": 1}, "signs": []}\n'
+    (tmp_path / SPECTRA_FILE).write_text("".join(spectra) + '{"step": 5, "r": [1.0')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1,  "loss": 1}\n[1]\n' + look + '{"step": 4, "loss": 1}\n')
+    parsed = []
+    parse = kept_lines.parse_json
+    monkeypatch.setattr(kept_lines, "parse_json", lambda text: parsed.append(text) or parse(text))
+    looks = resumed(tmp_path, 3)
+    assert not [text for text in parsed if text.startswith('{"step": ') and text.endswith("]}\n")]
+    assert [row["step"] for row in looks] == [2]
+    assert (tmp_path / SPECTRA_FILE).read_text() == "".join(spectra[:3])
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1,  "loss": 1}\n' + look
+
+
+def test_a_log_of_any_size_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "MAX_LOG_BYTES", 10)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n' * 3)
+    resumed(tmp_path, 1)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_log_that_cannot_be_read_is_set_aside(tmp_path, capsys):
+    (tmp_path / SPECTRA_FILE).mkdir()
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    assert resumed(tmp_path, 3) == []
+    lines = [line for line in capsys.readouterr().err.splitlines() if "dcjax: " in line]
+    assert [line.split()[1] for line in lines] == ["metrics.jsonl", SPECTRA_FILE]
+    assert "not a regular file" in lines[0]
+    assert (tmp_path / "metrics.jsonl.unreadable").is_fifo()
+    assert (tmp_path / f"{SPECTRA_FILE}.unreadable").is_dir()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_lines_are_read_one_after_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_LINE", 4)
+    (tmp_path / "a").write_bytes(b"a\n" + b"b" * 11 + b"\nabc\nd")
+    assert list(reading.raw_lines(tmp_path / "a")) == [b"a\n", b"\n", b"abc\n", b"d\n"]
+    (tmp_path / "a").write_bytes(b"a\n" + b"b" * 11)
+    assert list(reading.raw_lines(tmp_path / "a")) == [b"a\n", b"\n"]

@@ -15,8 +15,9 @@ import ml_dtypes
 import numpy as np
 
 from dcjax.collapse.reading.array_files import npy_arrays, npz_arrays, safetensors_arrays
-from dcjax.collapse.reading.matrix import Matrix, UnreadableError, one_error, printable
+from dcjax.collapse.reading.matrix import Matrix, UnreadableError, one_error
 from dcjax.collapse.reading.table_files import cells_of, csv_matrix, lines_of, parquet_column, parquet_matrices
+from dcjax.runtime.errors import printable
 
 __all__ = ["Matrix", "open_matrices", "read_labels"]
 

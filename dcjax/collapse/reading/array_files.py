@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import math
 import pathlib
 import warnings
@@ -14,7 +13,9 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 
-from dcjax.collapse.reading.matrix import BUFFER_BYTES, Matrix, UnreadableError, one_error, printable
+from dcjax.collapse.reading.matrix import BUFFER_BYTES, Matrix, UnreadableError, one_error
+from dcjax.runtime.errors import printable
+from dcjax.runtime.reading import parse_json
 
 PIECE_BYTES = 2**20  # asked of a file at a time: a zip member copies what it reads
 # The largest headers that are parsed. Those of real files stay far below, and take many times their size once parsed.
@@ -24,6 +25,8 @@ MAX_ZIP_READ_BYTES = 2**24  # also the directory's limit; `zipfile` skips this m
 ZIP_END_BYTES = 2**17  # no less than a zip's last record and its comment
 MAX_DEFLATE_RATIO = 1032  # the format allows no more
 MAX_AXES = 32
+# Every 32 MiB of rows are a pass over a whole array in Fortran order, which a deflated one inflates again.
+MAX_DEFLATED_COLUMNS = 2**30
 
 SAFETENSORS_DTYPES = {
     **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
@@ -53,7 +56,8 @@ def npz_arrays(path: pathlib.Path) -> list[Matrix]:
             opened = functools.partial(_member, path, info)
             with one_error(f"{path}:{key}"), _stream(archive, info) as stream:
                 name = _name(path, key, len(members))
-                arrays.append(_npy_array(stream, f"{path}:{key}", name, info.file_size, opened))
+                most = MAX_DEFLATED_COLUMNS if info.compress_type == zipfile.ZIP_DEFLATED else None
+                arrays.append(_npy_array(stream, f"{path}:{key}", name, info.file_size, opened, most))
     return arrays
 
 
@@ -67,7 +71,7 @@ def safetensors_arrays(path: pathlib.Path) -> list[Matrix]:
             raise UnreadableError(
                 path, f"states a header of {length} bytes; of this file at most {max(most, 0)} are read"
             )
-        header = json.loads(file.read(length).decode("utf-8"), parse_constant=_refuse_constant)
+        header = parse_json(file.read(length).decode("utf-8"), constants=False)
     if not isinstance(header, dict):
         raise UnreadableError(path, f"has a {type(header).__name__} as its header; a JSON object is needed")
     header.pop("__metadata__", None)
@@ -97,8 +101,10 @@ def _check_size(subject: str, shape: tuple[int, ...], dtype: np.dtype, held: int
         raise UnreadableError(subject, f"states {list(shape)} {dtype}, which is {stated} bytes, but holds {held} bytes")
 
 
-def _npy_array(stream: io.BufferedIOBase, subject: str, name: str, size: int, opened: _Open) -> Matrix:
-    """Reads the header of an array; `size` counts its bytes with the header."""
+def _npy_array(
+    stream: io.BufferedIOBase, subject: str, name: str, size: int, opened: _Open, most_fortran: int | None = None
+) -> Matrix:
+    """Reads the header of an array; `size` counts its bytes with the header, `most_fortran` bounds it by columns."""
     # NumPy's parser reads a header of any stated length, so it gets no more than the longest that is allowed.
     head = io.BytesIO(stream.read(MAX_NPY_HEADER_BYTES))
     with one_error(subject, f"has no .npy header of up to {MAX_NPY_HEADER_BYTES} bytes"), warnings.catch_warnings():
@@ -112,6 +118,8 @@ def _npy_array(stream: io.BufferedIOBase, subject: str, name: str, size: int, op
     shape = tuple(map(int, shape))
     if not dtype.hasobject:  # a pickle has any size, and is not read
         _check_size(subject, shape, dtype, size - head.tell())
+    if fortran and len(shape) > 1 and most_fortran is not None and size > most_fortran:
+        raise UnreadableError(subject, f"holds {size} bytes by columns, deflated; store them by rows (C order)")
     return Matrix(name, shape, dtype, functools.partial(_rows, opened, head.tell(), shape, dtype, fortran))
 
 
@@ -150,10 +158,6 @@ def _check_member(subject: str, info: zipfile.ZipInfo) -> None:
     most = info.compress_size * (MAX_DEFLATE_RATIO if info.compress_type == zipfile.ZIP_DEFLATED else 1)
     if info.file_size > most:
         raise UnreadableError(subject, f"states {info.file_size} bytes; its bytes in the zip give {most} at most")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} in its header is no JSON")
 
 
 def _tensor(subject: str, entry: Any) -> tuple[int, int, tuple[int, ...], np.dtype]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dcjax.runtime.errors import printable
+
 BUFFER_BYTES = 2**25  # the most that a reader holds beside a block, unless a single row is larger
 
 
@@ -16,12 +18,6 @@ class UnreadableError(ValueError):
 
     def __init__(self, subject: Any, problem: str):
         super().__init__(printable(f"{subject} {problem}", 500))
-
-
-def printable(text: str, most: int) -> str:
-    """The text without line breaks and control characters, cut to so many characters."""
-    text = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(c if c.isprintable() else "?" for c in text.replace("\n", " "))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dcjax.collapse.reading.matrix import BUFFER_BYTES, Matrix, UnreadableError, printable
+from dcjax.collapse.reading.matrix import BUFFER_BYTES, Matrix, UnreadableError
+from dcjax.runtime.errors import printable
 
 MAX_LINE_CHARS = 2**22
 

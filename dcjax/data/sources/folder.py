@@ -6,11 +6,13 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from dcjax.data.decode import decode
+from dcjax.data.decode import DamagedImageError, decode
 from dcjax.data.sources.base import SPLIT_ALIASES, fingerprint
-from dcjax.runtime.errors import SettingError, some
+from dcjax.runtime.errors import SettingError, printable, some
+from dcjax.runtime.reading import UnfitFileError, read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+MAX_BYTES = 2**28  # of an image file
 TRAIN_SPLITS = ("train", "training")
 SPLIT_FOLDERS = (*TRAIN_SPLITS, *SPLIT_ALIASES, "valid", "test")
 
@@ -63,15 +65,21 @@ class FolderSource:
         return decode(data, self.image_name(i)), label
 
     def read(self, i: int) -> tuple[bytes, int]:
-        """The bytes of image `i` as they are in its file, and its label."""
+        """The bytes of image `i` as they are in its file, and its label.
+
+        Raises:
+          DamagedImageError: it is no regular file, or has more than `MAX_BYTES` bytes.
+          SettingError: it cannot be read.
+        """
         path = self.image_name(i)
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = read_file(path, MAX_BYTES)
+        except UnfitFileError as error:
+            raise DamagedImageError(str(error)) from error
         except OSError as error:
             # This is no damaged image: the file system may give it later, and if another image took its place now, the
             # stream would depend on the moment.
-            raise SettingError(f"dir: cannot read {path}: {error.strerror}") from error
+            raise SettingError(printable(f"dir: cannot read {path}: {error.strerror}")) from error
         return data, -1 if self._labels is None else int(self._labels[i])
 
     def image_name(self, i: int) -> str:

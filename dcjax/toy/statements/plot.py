@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from dcjax.collapse.plot import COLOURS, STYLES
+from dcjax.runtime.files import replacing
 
 STYLE: Any = {
     "font.size": 8,
@@ -142,7 +143,8 @@ def _figure(path: pathlib.Path, columns: int, size: tuple[float, float]) -> Iter
         FigureCanvasAgg(figure)
         yield figure, figure.subplots(1, columns, squeeze=False)[0]
         # Matplotlib stamps its version into a PNG; without it the same numbers give the same file.
-        figure.savefig(path, metadata={"Software": None})
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", metadata={"Software": None})
 
 
 def _draw_panel(ax: Axes, panel: Panel) -> None:
