@@ -1,6 +1,7 @@
 """Kills at random moments: of a whole run, and of a save between two of its writes."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 import random
@@ -38,10 +39,12 @@ def kill_runs(folder: pathlib.Path, kills: int, *, seed: int = 0) -> dict[str, A
         while killed < kills:
             workdir = folder / f"run-{runs}"
             workdir.mkdir()
-            while True:
+            for tries in itertools.count():
                 child = Child(training(config, workdir), workdir)
                 starts += 1
-                timer = threading.Timer(rng.uniform(0, seconds), child.send, (signal.SIGKILL,))
+                # Later from try to try, or on a machine that has become busier no run would reach its end.
+                moment = rng.uniform(0, seconds * (1 + tries / 10))
+                timer = threading.Timer(moment, child.send, (signal.SIGKILL,))
                 if killed < kills:
                     timer.start()
                 begin = time.monotonic()
