@@ -15,10 +15,11 @@ import numpy as np
 
 from dcjax.runtime import cli
 from dcjax.runtime.files import replace_text
-from dcjax.toy.statements.plot import Curve, Panel, draw_curves
+from dcjax.toy.statements.plot import Curve
 from experiments.grid import TOLERANCE, Results, collapsed, output, run_grid
 from experiments.records import rounded
-from experiments.scales import SCALES, row_named
+from experiments.scales import row_named
+from experiments.tables import draw_spectra
 
 ROWS = ("mlp", "linear")
 
@@ -29,13 +30,7 @@ def report(results: Results, scale: str, folder: pathlib.Path) -> str:
         spectra = np.array([run["spectra"]["z_unit"] for run in runs])
         curves.append(Curve(spectra / spectra[:, :1], label=row_named(row).label, colour=i))
         table[row] = {"seeds": len(runs), "collapsed": [collapsed(spectrum) for spectrum in spectra]}
-    panel = Panel(
-        curves,
-        "singular value rank index",
-        "singular value of the covariance / the largest",
-        title=f"SimCLR's embedding z\n{SCALES[scale].description}",
-    )
-    draw_curves(output(folder, "figure2", scale, "png"), [panel])
+    draw_spectra(curves, output(folder, "figure2", scale, "png"), title="SimCLR's embedding z", scale=scale)
     replace_text(output(folder, "figure2", scale, "json"), json.dumps(rounded(table), indent=1) + "\n")
     lines = [f"dimensions of z below {TOLERANCE:g} of the largest, by seed:"]
     return "\n".join([*lines, *(f"  {row_named(row).label}: {values['collapsed']}" for row, values in table.items())])

@@ -15,10 +15,11 @@ import numpy as np
 
 from dcjax.runtime import cli
 from dcjax.runtime.files import replace_text
-from dcjax.toy.statements.plot import Curve, Panel, draw_curves
+from dcjax.toy.statements.plot import Curve
 from experiments.grid import Results, collapsed, markdown, output, run_grid, score, span
 from experiments.records import rounded
 from experiments.scales import SCALES, row_named
+from experiments.tables import draw_spectra
 
 ROWS = ("none", "linear", "mlp", "direct", "untrained")
 TOLERANCES = (1e-2, 1e-3, 1e-4)
@@ -34,13 +35,7 @@ def report(results: Results, scale: str, folder: pathlib.Path) -> str:
         below = {f"{limit:g}": [collapsed(spectrum, limit) for spectrum in spectra] for limit in TOLERANCES}
         rows.append([label, *(span(counts) for counts in below.values()), score(runs, "r", "effective_rank")])
         table[row] = {"seeds": len(runs), "collapsed": below}
-    panel = Panel(
-        curves,
-        "singular value rank index",
-        "singular value of the covariance / the largest",
-        title=f"The representation r (rows of norm 1)\n{SCALES[scale].description}",
-    )
-    draw_curves(output(folder, "figure7", scale, "png"), [panel])
+    draw_spectra(curves, output(folder, "figure7", scale, "png"), title="The representation r", scale=scale)
     replace_text(output(folder, "figure7", scale, "json"), json.dumps(rounded(table), indent=1) + "\n")
     header = [f"dimensions of {SCALES[scale].width} below", *(f"{limit:g}" for limit in TOLERANCES), "effective rank"]
     text = markdown(header, rows)

@@ -1,17 +1,21 @@
 """Scores of rows with intervals over seeds, as a table and a figure: shared by the paper's tables."""
 
+import dataclasses
 import json
 import math
 import pathlib
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dcjax.collapse.plot import COLOURS
 from dcjax.runtime.files import replace_text
+from dcjax.toy.statements.plot import Curve, Panel, draw_curves
 from experiments.grid import (
     TOLERANCE,
     Mean,
@@ -27,6 +31,7 @@ from experiments.grid import (
 from experiments.scales import SCALES, row_named
 
 STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
+FLOOR = 1e-8  # the lower end of a spectrum's axis; what lies below is rounding, such as that of dead channels
 
 
 def score_report(
@@ -95,8 +100,21 @@ def draw_scores(bars: Mapping[str, Mean | None], path: pathlib.Path, *, title: s
             axes.annotate(str(value), (value.mean, -i), (0, 5), textcoords="offset points", ha="center", fontsize=7)
         axes.set_yticks([-i for i in range(len(shown))], list(shown))
         axes.set_ylim(0.7 - len(shown), 0.7)
-        axes.set_xlabel("linear probe on r, all labels: top-1 on the test images (%)")
+        axes.set_xlabel("linear probe on r, all labels: top-1 (%)")
         axes.set_title(title, fontsize=8)
         axes.margins(x=0.1)
         axes.grid(axis="x", alpha=0.25, linewidth=0.5)
         figure.savefig(path, metadata={"Software": None})
+
+
+def draw_spectra(curves: Sequence[Curve], path: pathlib.Path, *, title: str, scale: str) -> None:
+    """Draws spectra of rows of norm 1 over the rank, each divided by its largest value."""
+    drawn = [dataclasses.replace(curve, y=np.maximum(curve.y, FLOOR / 10)) for curve in curves]  # they leave the axes
+    panel = Panel(
+        drawn,
+        "singular value rank index",
+        "singular value / the largest",
+        title=f"{title}, rows of norm 1\n{textwrap.fill(SCALES[scale].description, 64)}",
+        floor=FLOOR,
+    )
+    draw_curves(path, [panel], size=(4.2, 3.0))

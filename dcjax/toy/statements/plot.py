@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from dcjax.collapse.plot import COLOURS, STYLES
+from dcjax.collapse.plot import COLOURS, MARKED, STYLES
 from dcjax.runtime.files import replacing
 
 STYLE: Any = {
@@ -100,9 +100,9 @@ def alignment_map(values: np.ndarray, title: str) -> Map:
     return Map(values, title, "k of U1", "k of V2", "|V2ᵀ U1|", (0.0, 1.0))
 
 
-def draw_curves(path: pathlib.Path, panels: Sequence[Panel]) -> None:
-    """Writes a PNG with the panels side by side."""
-    with _figure(path, len(panels), PANEL) as (_, axes):
+def draw_curves(path: pathlib.Path, panels: Sequence[Panel], *, size: tuple[float, float] = PANEL) -> None:
+    """Writes a PNG with the panels side by side, each of `size` inches."""
+    with _figure(path, len(panels), size) as (_, axes):
         for ax, panel in zip(axes, panels, strict=True):
             _draw_panel(ax, panel)
 
@@ -192,6 +192,6 @@ def _look(curve: Curve) -> dict[str, Any]:
             look = {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)], "linewidth": 1.3}
     if curve.dots:
         look |= {"linestyle": "none", "marker": "o", "markersize": 3.5}
-    elif curve.x is None:
+    elif curve.x is None and np.shape(curve.y)[-1] <= MARKED:
         look |= {"marker": "o", "markersize": 2}
     return look
