@@ -7,7 +7,7 @@ keyword arguments and names them in its errors; `section` adds the config's sect
 import contextlib
 import dataclasses
 import functools
-import pathlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +37,7 @@ from dcjax.runtime.mesh import batch_sharding, check_batch, make_mesh, replicate
 from dcjax.runtime.randomness import Stream, device_key, host_seed
 from dcjax.schema import Config, DataConfig, check_config, section, with_values
 from dcjax.training.checkpoint import open_run
+from dcjax.training.manifest import run_and_step
 from dcjax.training.monitor import Monitor, images_wanted, view_batches
 
 PREFETCH = 2  # batches that the host reads ahead
@@ -338,22 +339,24 @@ def make_modules(config: Config, dtype: Any = None, *, platform: str | None = No
 
 
 def load_run(
-    workdir: pathlib.Path, *, data_dir: str | None = None, devices: int = 0
+    run_or_checkpoint: str | os.PathLike[str], *, data_dir: str | None = None, devices: int = 0
 ) -> tuple[Components, dict[str, Any], int]:
-    """The parts of a trained run, the variables of its last checkpoint, and the step of this checkpoint.
+    """The parts of a trained run, the variables of a checkpoint, and its step.
 
     The variables are those of the frozen network in their saved shapes. The online classifier is left out, since the
     data may have other classes now.
 
     Args:
-      workdir: the run's folder.
+      run_or_checkpoint: the run's folder, for its last whole checkpoint, or one of the folders in its `checkpoints/`.
       data_dir: the folder of the data, if it is not the one in the run's config.
       devices: how many devices to use; 0 for all.
 
     Raises:
-      SettingError: the run has no checkpoint, or its config or data cannot be used.
+      SettingError: the run has no whole checkpoint, or its config or data cannot be used.
+      InterruptedRunError: a file cannot be read at this moment.
     """
-    checkpointer, step = open_run(workdir)
+    workdir, step = run_and_step(run_or_checkpoint)
+    checkpointer, step = open_run(workdir, step)
     changes = {"devices": devices, **({} if data_dir is None else {"data.dir": data_dir})}
     with contextlib.closing(checkpointer):
         components = build(with_values(read_config(workdir), changes))

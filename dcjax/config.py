@@ -22,7 +22,7 @@ from dcjax.schema import KEYS, SECTIONS, Config, as_config_dict, flatten, from_k
 
 CONFIG_FILE, COMMAND_FILE = "config.json", "command.json"
 MAX_CONFIG_BYTES = 2**16  # twenty times a whole config.json; `flatten` joins the names in it
-# The length of a run. It changes the learning-rate schedule, so `dcjax.pretrain.check_length` decides on a new length.
+# The length of a run. It changes the learning-rate schedule, so `dcjax.resume.check_length` decides on a new length.
 LENGTH = ("total_epochs", "total_steps")
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,8 @@ from dcjax.data import crops
 from dcjax.data.augment import normalize
 from dcjax.runtime.mesh import make_mesh, replicated
 from dcjax.schema import Config
-from dcjax.training.checkpoint import FOLDER, open_run
+from dcjax.training.checkpoint import open_run
+from dcjax.training.manifest import FOLDER, run_and_step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,10 +120,9 @@ def load_encoder(run_or_checkpoint: str | os.PathLike[str]) -> Encoder:
 
     Raises:
       SettingError: there is no whole checkpoint, the named one is damaged, or another version of the package wrote it.
+      InterruptedRunError: a file cannot be read at this moment.
     """
-    path, step = pathlib.Path(run_or_checkpoint).expanduser().absolute(), None
-    if path.parent.name == FOLDER and path.name.isdecimal() and not (path / FOLDER).is_dir():
-        path, step = path.parent.parent, int(path.name)
+    path, step = run_and_step(run_or_checkpoint)
     checkpointer, step = open_run(path, step)
     with contextlib.closing(checkpointer):
         _, saved = checkpointer.restore_record(step)

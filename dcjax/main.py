@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     name = "-".join([pathlib.Path(file).stem, *argument.split(",")] if argument else [pathlib.Path(file).stem])
     workdir = flags.workdir or pathlib.Path("runs") / name
 
-    with end_on_signals("no step of the training is lost, and the same command goes on"), forgiving_stdout():
+    with end_on_signals("the same command goes on from the last checkpoint, if there is one"), forgiving_stdout():
         processes.join_processes(flags)
 
         # Imported here because both load JAX: a mistake on the command line is reported before that.

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import tempfile
 from typing import Any
 
 import jax
@@ -15,24 +14,19 @@ from ml_collections import ConfigDict
 from dcjax.aot.profile import ProfiledStep, check_steps
 from dcjax.collapse.plot import plot_spectra
 from dcjax.components import Components, build
-from dcjax.config import Origin, check_same_run, write_config, write_origin
+from dcjax.config import Origin, write_config, write_origin
 from dcjax.data import Subset, TrainLoader
 from dcjax.evaluation import spectrum_of_processes
 from dcjax.losses import chance_loss
 from dcjax.program import compile_step, make_loss, make_optimizer, make_schedule, run_lengths, step_arguments
-from dcjax.runtime.errors import SettingError, StoppedRunError
+from dcjax.resume import Saved, check_kept, check_length, open_workdir, start_or_resume
+from dcjax.runtime.errors import StoppedRunError
 from dcjax.runtime.files import forgiving, replace_npz
-from dcjax.runtime.mesh import check_batch, replicated, to_devices
+from dcjax.runtime.mesh import check_batch, to_devices
 from dcjax.runtime.randomness import Stream
 from dcjax.runtime.signals import listens
-from dcjax.schema import Config, flatten, from_keys, section
-from dcjax.training.checkpoint import (
-    CannotSaveError,
-    Checkpointer,
-    abstract_state,
-    check_free_space,
-)
-from dcjax.training.manifest import holds_checkpoint
+from dcjax.schema import Config, section
+from dcjax.training.checkpoint import CannotSaveError, Checkpointer
 from dcjax.training.metrics import MetricsWriter, NotFiniteError, StepMetrics
 from dcjax.training.monitor import Monitor
 from dcjax.training.repeat import explain
@@ -71,6 +65,7 @@ def pretrain(
     Raises:
       SettingError: a setting, the data set or a checkpoint cannot be used, too many images do not decode, or the loss,
         the gradient or the state is not finite. Checkpoints that were written stay.
+      InterruptedRunError: another process trains the run, or a checkpoint cannot be read at this moment.
       StoppedRunError: SIGINT or SIGTERM stopped the run; the state is saved.
     """
     # The devices, the data, the modules, the step, the folder.
@@ -93,7 +88,7 @@ def pretrain(
     kept = dataclasses.asdict(settings.checkpoint)
     with watchdog, contextlib.closing(Checkpointer(workdir, watch=watchdog.phase, **kept)) as checkpointer:
         # The state, from the checkpoint or from the seed.
-        state, saved = start_or_resume(components, optimizer, checkpointer, workdir)
+        state, saved = start_or_resume(components, optimizer, checkpointer, workdir, phase=watchdog.phase)
         step = saved.step if saved else 0
         if saved:
             check_length(saved, components, schedule, extend=extend)
@@ -145,29 +140,31 @@ class Run:
         with StopRequest() as stop:  # includes the last checkpoint, since a signal may come twice
             try:
                 log.look(step, state.variables)
-                while step < total_steps and not (stopped := stop.reached(step)):
+                while step < total_steps and not (stopped := stop.reached()):
                     with section("data"), phase(f"the batch of step {step + 1}"):
                         batch = to_devices(next(self.loader), mesh)
-                    with phase(f"step {step + 1}", limited=step > first_step):  # the first one is compiled
+                    with phase(f"step {step + 1}", limited=step > first_step and not log.compiles):
                         with jax.transfer_guard("disallow"):  # an implicit transfer between host and device is an error
                             state, metrics = self.train_step(state, batch)
                         stop.begin()
                         step += 1
                         log.push(step, metrics)
-                    with phase(f"the look at step {step}", limited=log.has_looked):  # compiled at the first one
+                    with phase(f"the look at step {step}", limited=log.has_looked and not log.compiles):
                         log.look(step, state.variables)  # before the next step takes over the memory of this state
                     checkpointer.raise_if_failed()
                     if step % every == 0 and step < total_steps:
                         self.save(state, step)
+                stop.loop_ended()
                 if step == total_steps:
-                    with phase(f"step {step}"):
+                    with phase(f"step {step}", limited=not log.compiles):
                         log.finish()  # a run that goes on at its last step has its whole log
-                self.save(state, step)
+                if step > first_step:  # or else there is nothing new
+                    self.save(state, step)
                 checkpointer.wait()
-                stopped = stopped or stop.reached(step + 1)  # during the last step or its checkpoint
+                stopped = stopped or stop.came_late()
             except NotFiniteError as error:
                 stop.finish()
-                raise self.cause_of(error, state, step, stop) from error
+                raise self.cause_of(error, state, stop) from error
             except Exception as error:
                 # Damaged images or a fault in a thread should not cost the steps before them. With several processes,
                 # all must write a checkpoint together, but only this one knows of the error: there the last regular
@@ -182,7 +179,7 @@ class Run:
     def save(self, state: TrainState, step: int) -> None:
         """Starts writing a checkpoint, once the state is known to be finite."""
         config = self.components.config
-        with self.watchdog.phase(f"step {step}"):
+        with self.watchdog.phase(f"step {step}", limited=not self.log.compiles):
             self.log.drain()  # raises if the state is not finite
         position = {
             "step": step,
@@ -193,8 +190,8 @@ class Run:
         }
         self.checkpointer.save(step, state=state, position=position, config=dataclasses.asdict(config))
 
-    def cause_of(self, error: NotFiniteError, state: TrainState, step: int, stop: StopRequest) -> NotFiniteError:
-        """The error with the first thing in its step that is not finite; `step` is the last one that was taken."""
+    def cause_of(self, error: NotFiniteError, state: TrainState, stop: StopRequest) -> NotFiniteError:
+        """The error with the first thing in its step that is not finite; the memory of `state` is freed."""
         train_step, components = self.train_step, self.components
         if isinstance(train_step, ProfiledStep):
             with contextlib.suppress(Exception):  # the record ends before the repeated steps; the error matters more
@@ -211,7 +208,6 @@ class Run:
             loader=self.loader,
             phase=self.watchdog.phase,
             stop=stop,
-            taken=step,
             network=network,
             loss=make_loss(config, components.mesh),
             augmentation=components.augmentation,
@@ -224,7 +220,7 @@ class Run:
 def open_log(
     components: Components,
     monitor: Monitor | None,
-    saved: "Saved | None",
+    saved: Saved | None,
     workdir: pathlib.Path,
     *,
     total_steps: int,
@@ -259,84 +255,6 @@ def open_log(
         monitor=monitor,
         look_every=config.monitor.every_steps,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Saved:
-    """The part of a checkpoint that is not the train state.
-
-    Attributes:
-      step: optimiser steps taken.
-      config: the run's config when the checkpoint was written, nested.
-      unlogged: `StepMetrics.sums` at that step.
-    """
-
-    step: int
-    config: dict[str, Any]
-    unlogged: dict[str, float]
-
-
-def start_or_resume(
-    components: Components, optimizer: optax.GradientTransformation, checkpointer: Checkpointer, workdir: pathlib.Path
-) -> tuple[TrainState, Saved | None]:
-    """The first state: the last checkpoint's with the rest of this checkpoint, or one drawn from the seed with None.
-
-    Raises:
-      SettingError: the checkpoint cannot be read or belongs to another config or data set, or the disk is too full.
-    """
-    config, everywhere = components.config, replicated(components.mesh)
-
-    def initial_state() -> TrainState:
-        return init_state(components.network, optimizer, seed=config.seed, image_size=config.data.image_size)
-
-    shapes = jax.eval_shape(initial_state)
-    step = checkpointer.last_whole_step()
-    if step is None:
-        check_free_space(workdir, shapes, keep=config.checkpoint.keep)
-        return jax.jit(initial_state, out_shardings=everywhere)(), None
-    position, saved_config = checkpointer.restore_record(step)
-    check_same_run(saved_config, config)
-    if position.get("data") != components.train_source.fingerprint:
-        raise SettingError(
-            f"data.dir {config.data.dir or '(default)'} holds other images than the run in {workdir} was trained on; "
-            "point it at the same images or use another --workdir"
-        )
-    state = checkpointer.restore_state(step, abstract_state(shapes, everywhere))
-    return state, Saved(step, saved_config, position["unlogged"])
-
-
-def check_length(saved: Saved, components: Components, schedule: optax.Schedule, *, extend: bool) -> None:
-    """Refuses another length of a run if the learning rate would jump; with `extend`, prints the jump instead.
-
-    The schedule depends on the length: a run that ended with a rate near zero resumes with a large one when its length
-    is doubled. During the warm-up nothing jumps, and another length is accepted.
-
-    Raises:
-      SettingError: the rate of the next step differs and `extend` is not set, or the run is already longer.
-    """
-    images = len(components.train_source)
-    before = from_keys(flatten(saved.config))
-    lengths = [run_lengths(config, images)[0] for config in (before, components.config)]
-    setting = "total_steps" if components.config.total_steps is not None else "total_epochs"
-    if lengths[1] < saved.step:
-        raise SettingError(
-            f"{setting} gives {lengths[1]} steps, but the run has taken {saved.step}; give at least as many"
-        )
-    if lengths[1] == saved.step:  # nothing is left to train
-        return
-    rates = [float(np.asarray(rule(saved.step))) for rule in (make_schedule(before, images), schedule)]
-    if rates[0] == rates[1]:
-        return
-    change = (
-        f"another length ({lengths[0]} steps before, {lengths[1]} now) moves the learning rate of step "
-        f"{saved.step + 1} from {rates[0]:.4g} to {rates[1]:.4g}"
-    )
-    if not extend:
-        raise SettingError(
-            f"{setting}: {change}; use the old value, another --workdir, or --extend to resume all the same"
-        )
-    if jax.process_index() == 0:
-        print(f"dcjax: {change}", flush=True)
 
 
 def describe(components: Components, first_step: int, total_steps: int) -> str:
@@ -385,36 +303,3 @@ def write_spectrum(components: Components, state: TrainState, workdir: pathlib.P
     with forgiving(workdir / SPECTRUM_PLOT, NO_SPECTRUM):
         plot_spectra(curves, workdir / SPECTRUM_PLOT, title=title)
         print(f"dcjax: spectrum of r and z in {workdir / SPECTRUM_PLOT}", flush=True)
-
-
-def check_kept(config: Config) -> None:
-    """Raises `SettingError` if `checkpoint.keep_every_steps` names steps at which no checkpoint is written."""
-    kept, every = config.checkpoint.keep_every_steps, config.checkpoint_every_steps
-    if kept is not None and kept % every:
-        near = max(kept // every, 1) * every
-        raise SettingError(
-            f"checkpoint.keep_every_steps must be a multiple of checkpoint_every_steps, which is {every}, e.g. {near}; "
-            f"found {kept}"
-        )
-
-
-def open_workdir(workdir: str | os.PathLike[str], *, extend: bool) -> pathlib.Path:
-    """The absolute path of the run's folder, which is created if it is missing.
-
-    Raises:
-      SettingError: the folder is an address, cannot be created or written to, or holds no run to extend.
-    """
-    if "://" in str(workdir):
-        raise SettingError(f"--workdir must be a path that every host has mounted, found the address {workdir}")
-    if extend and not holds_checkpoint(workdir):
-        raise SettingError(
-            f"--extend resumes a run, but --workdir {workdir} holds none; leave --extend out to begin one"
-        )
-    path = pathlib.Path(workdir).expanduser().absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        reason = error.strerror
-        raise SettingError(f"--workdir {path} cannot be written to ({reason}); name another folder") from error
-    return path

@@ -2,10 +2,11 @@
 
     dcjax probe runs/directclr        (or python -m dcjax.probe)
 
-The command reads the run's last checkpoint and its config.json. With `probe.cached`, the features are computed once and
-a logistic regression is fitted to them, and also to baselines (raw pixels, the untrained encoder). Without it, a linear
-classifier is trained by SGD on augmented images, as in the paper, and --baselines scores the baselines by nearest
-neighbours only. The results are printed and written to probe.json in the run's folder.
+The command reads the run's config.json and its last checkpoint, or the one that is named, such as
+`runs/directclr/checkpoints/1000`. With `probe.cached`, the features are computed once and a logistic regression is
+fitted to them, and also to baselines (raw pixels, the untrained encoder). Without it, a linear classifier is trained by
+SGD on augmented images, as in the paper, and --baselines scores the baselines by nearest neighbours only. The results
+are printed and, for the last checkpoint, written to probe.json in the run's folder.
 """
 
 from collections.abc import Sequence

@@ -110,7 +110,7 @@ def test_folders_without_a_whole_encoder(run, tmp_path, capsys):
     with pytest.raises(SettingError, match=r"checkpoints/4 is damaged: state/\S+ has 7 bytes instead of"):
         dcjax.load_encoder(tmp_path / "damaged" / "checkpoints" / "4")
     assert dcjax.load_encoder(tmp_path / "damaged").step == 2
-    assert "checkpoint 4 is damaged" in capsys.readouterr().out
+    assert "checkpoint 4 is damaged" in capsys.readouterr().err
 
 
 def test_submodules_are_loaded_when_they_are_used():

@@ -24,6 +24,7 @@ LAYERS = [
     {"config"},
     {"components", "program"},
     {"aot"},
+    {"resume"},
     {"pretrain", "encoder"},
     {"evaluation.baselines", "evaluation.embeddings"},
     {"evaluation.protocol"},
@@ -31,7 +32,7 @@ LAYERS = [
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 NO_FLAX = PLAIN | {"losses", "collapse", "toy"}
-CONFIG_READERS = {"schema", "config", "components", "pretrain"}
+CONFIG_READERS = {"schema", "config", "components", "pretrain", "resume"}
 
 
 def part_of(module: str) -> str | None:

@@ -202,7 +202,7 @@ def test_signals_are_restored():
     before = signal.getsignal(signal.SIGTERM)
     with signals.StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.reached(0)
+        assert stop.reached()
     assert signal.getsignal(signal.SIGTERM) is before
 
 

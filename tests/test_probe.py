@@ -187,6 +187,17 @@ def test_the_untrained_encoders_statistics_are_settled(run, monkeypatch):
     np.testing.assert_allclose(found["var"], h.var((0, 1, 2)), rtol=1e-3)
 
 
+def test_an_earlier_checkpoint_is_probed_without_changing_the_results(run, capsys):
+    workdir = run["cached"]
+    folder, before = workdir / "checkpoints" / "2", sorted(path.name for path in workdir.iterdir())
+    probe(folder, labels_per_class=0, baselines=False, devices=1)
+    printed = capsys.readouterr().out
+    assert "of step 2 on" in printed
+    assert "loss: " in printed
+    assert sorted(path.name for path in workdir.iterdir()) == before
+    assert not (folder / "probe.json").exists()
+
+
 def test_scores_that_cannot_be_written(run, monkeypatch, capsys):
     """The command ends with an error; after a training it is a warning. The table is printed before."""
 

@@ -1,5 +1,6 @@
 """Runs that stop, are killed, go on, and are refused another config or length."""
 
+import itertools
 import json
 import shutil
 import signal
@@ -222,9 +223,9 @@ def test_the_log_of_a_stopped_run_is_that_of_the_uninterrupted_one(tmp_path, mon
     pretrain(config, tmp_path / "whole")
     assert [row["step"] for row in read_metrics(tmp_path / "whole")] == [1, 3, 4]
     for stop in (2, 3):
-        workdir = tmp_path / str(stop)
+        workdir, questions = tmp_path / str(stop), itertools.count()
         with monkeypatch.context() as patch:
-            patch.setattr(signals.StopRequest, "reached", lambda self, step, stop=stop: step == stop)
+            patch.setattr(signals.StopRequest, "reached", lambda _, n=questions, stop=stop: next(n) == stop)
             with pytest.raises(StoppedRunError, match=f"stopped at step {stop} of 4"):
                 pretrain(config, workdir)
         assert read_metrics(workdir)[-1]["step"] == stop  # the steps before it are not lost

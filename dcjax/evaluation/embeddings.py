@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from dcjax.data import Source, Subset
 from dcjax.runtime.errors import SettingError
 from dcjax.runtime.mesh import make_mesh, replicated, to_devices
 from dcjax.training.checkpoint import open_run
+from dcjax.training.manifest import run_and_step
 
 MAX_IMAGES = 25_600  # as RankMe's authors; evenly spaced, where there are more
 
@@ -34,14 +34,14 @@ class Embeddings:
 
 
 def embeddings_of_run(
-    workdir: str | os.PathLike[str], *, data_dir: str | None = None, devices: int = 0
+    run_or_checkpoint: str | os.PathLike[str], *, data_dir: str | None = None, devices: int = 0
 ) -> dict[str, Embeddings]:
-    """The embeddings of a run's last checkpoint on its test images; in a single process.
+    """The embeddings of a checkpoint on the run's test images; in a single process.
 
     Without a test split, training images stand in.
 
     Args:
-      workdir: the run's folder.
+      run_or_checkpoint: the run's folder, for its last whole checkpoint, or one of the folders in its `checkpoints/`.
       data_dir: the folder of the data, if it is not the one in the run's config.
       devices: how many devices to use; 0 for all.
 
@@ -49,9 +49,10 @@ def embeddings_of_run(
       Embeddings by name, "r" and "z", or only "r" where no projector makes them differ.
 
     Raises:
-      SettingError: the run has no checkpoint, or its config or data cannot be used.
+      SettingError: the run has no whole checkpoint, or its config or data cannot be used.
+      InterruptedRunError: a file cannot be read at this moment.
     """
-    components, variables, _ = load_run(pathlib.Path(workdir).expanduser(), data_dir=data_dir, devices=devices)
+    components, variables, _ = load_run(run_or_checkpoint, data_dir=data_dir, devices=devices)
     source = components.test_source or components.train_source
     if len(source) > MAX_IMAGES:
         source = Subset(source, np.linspace(0, len(source) - 1, MAX_IMAGES).astype(np.int64))
@@ -65,13 +66,17 @@ def embeddings_of_run(
     return {name: Embeddings(rows[name], (views[name], views[f"{name}_prime"]), labels) for name in rows}
 
 
-def weights_of_run(workdir: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The kernels and matrices of a run's last checkpoint, by their path, those of the encoder first.
+def weights_of_run(run_or_checkpoint: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The kernels and matrices of a checkpoint, by their path, those of the encoder first.
+
+    Args:
+      run_or_checkpoint: as `embeddings_of_run` takes it.
 
     Raises:
-      SettingError: the run has no checkpoint, or it cannot be read.
+      SettingError: the run has no whole checkpoint, or it cannot be read.
+      InterruptedRunError: a file cannot be read at this moment.
     """
-    checkpointer, step = open_run(pathlib.Path(workdir).expanduser().absolute())
+    checkpointer, step = open_run(*run_and_step(run_or_checkpoint))
     with contextlib.closing(checkpointer):
         variables = checkpointer.restore_variables(step, replicated(make_mesh(1)))
     leaves = jax.tree_util.tree_flatten_with_path(variables["params"])[0]

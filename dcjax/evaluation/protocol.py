@@ -40,6 +40,7 @@ from dcjax.runtime.files import forgiving, refusing, replace_npz, replace_text
 from dcjax.runtime.mesh import batch_sharding, replicated, to_devices
 from dcjax.runtime.randomness import Stream, device_key
 from dcjax.schema import section
+from dcjax.training.manifest import run_and_step
 
 DRAWS = 5  # a few-label accuracy is the mean over so many fixed draws of labelled images
 KNN_TEMPERATURE = 0.07  # of Wu et al., as `knn_accuracy` cites
@@ -47,7 +48,7 @@ RESULTS_FILE = "probe.json"
 
 
 def probe(
-    workdir: str | os.PathLike[str],
+    run_or_checkpoint: str | os.PathLike[str],
     *,
     features: str | None = None,
     labels_per_class: int | None = None,
@@ -60,7 +61,8 @@ def probe(
     """Scores the encoder of a run on the test split.
 
     Args:
-      workdir: the run's folder.
+      run_or_checkpoint: the run's folder, for its last whole checkpoint, or one of the folders in its `checkpoints/`,
+        whose scores are only printed and returned.
       features: "all" for r, "selected" for r[:d0], "rest" for r[d0:]; None for all of these that the projector has.
       labels_per_class: also score with this many labels of each class, averaged over 5 fixed draws; 0 for all labels
         only, None for the config's number.
@@ -76,11 +78,12 @@ def probe(
       Row name to scores, as they are printed.
 
     Raises:
-      SettingError: the run has no checkpoint, the projector does not have the part, the data has fewer than two classes
-        or too few labels, the devices do not divide a batch, or a file cannot be written.
+      SettingError: the run has no whole checkpoint, the projector does not have the part, the data has fewer than two
+        classes or too few labels, the devices do not divide a batch, or a file cannot be written.
+      InterruptedRunError: a file cannot be read at this moment.
     """
-    workdir = pathlib.Path(workdir).expanduser().absolute()
-    components, variables, step = load_run(workdir, data_dir=data_dir, devices=devices)
+    workdir, chosen = run_and_step(run_or_checkpoint)
+    components, variables, step = load_run(run_or_checkpoint, data_dir=data_dir, devices=devices)
     config = components.config
     components.check_probe()
     columns = chosen_columns(components, features)
@@ -114,8 +117,9 @@ def probe(
     if jax.process_index() == 0:
         print(score_table(scores, classes=len(train_source.classes), per_class=per_class))
         print(losses_line(workdir))
-        if (workdir / SPECTRUM_PLOT).exists():
+        if chosen is None and (workdir / SPECTRUM_PLOT).exists():
             print(f"spectrum: {workdir / SPECTRUM_PLOT}", flush=True)
+    if jax.process_index() == 0 and chosen is None:
         rows = {name: dataclasses.asdict(row) for name, row in scores.items()}
         record = {"step": step, "labels_per_class": per_class, "scores": rows}
         path, remedy = workdir / RESULTS_FILE, "the scores are printed above"

@@ -5,11 +5,14 @@ import contextlib
 import errno
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from dcjax.runtime.compile_cache import use_compile_cache
 from dcjax.runtime.errors import InterruptedRunError, SettingError, StoppedRunError
+
+LAST_WORDS_SECONDS = 1.0  # for each of stdout and stderr
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,10 +52,10 @@ def chosen_run(flags: argparse.Namespace) -> str:
 def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits the process.
 
-    The exit status is 0 after success; 1 after a signal or the failure of one of several processes, when the run can
-    resume from a checkpoint; 2 after a mistake in a setting, a full disk or numbers that are not finite; and 130 after
-    a KeyboardInterrupt, which saves nothing. `end_on_signals` ends a training at once with 130 or 143, the watchdog
-    with 75.
+    The exit status is 0 after success; 1 where the same command goes on, after a signal, the failure of one of several
+    processes, while another process trains the run, or while its files cannot be read; 2 after a mistake in a setting,
+    a full disk or numbers that are not finite; and 130 after a KeyboardInterrupt, which saves nothing.
+    `end_on_signals` ends a training at once with 130 or 143, the watchdog with 75.
 
     Args:
       command: a function of the arguments.
@@ -79,15 +82,32 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     sys.exit(0)
 
 
-def leave(status: int, message: str) -> NoReturn:
+def leave(status: int, message: str, *, before: Callable[[], None] | None = None) -> NoReturn:
     """Prints one line and ends the process at once, so that threads still at work do not print errors of their own.
 
-    It ends also where nothing can be printed, on a full disk or after the end of the program that reads the output.
+    It ends also where nothing can be printed: on a full disk, after the end of the program that reads the output, or
+    while that program has stopped reading and another thread, which waits for it, holds the lock of the output.
+
+    Args:
+      status: the exit status.
+      message: the line, without the name of the program.
+      before: writes to stderr before the line.
     """
+
+    def last_words() -> None:
+        if before is not None:
+            before()
+        print(f"dcjax: {message}", file=sys.stderr, flush=True)
+
     try:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        with contextlib.suppress(OSError, ValueError):
-            print(f"dcjax: {message}", file=sys.stderr, flush=True)
+        for write in (sys.stdout.flush, last_words):
+            thread = threading.Thread(target=_suppressing, args=(write,), daemon=True)
+            thread.start()
+            thread.join(LAST_WORDS_SECONDS)
     finally:
         os._exit(status)
+
+
+def _suppressing(write: Callable[[], None]) -> None:
+    with contextlib.suppress(Exception):  # stderr may be closed, no file, or on a full disk
+        write()

@@ -13,7 +13,9 @@ class SettingError(ValueError):
 
 
 class InterruptedRunError(RuntimeError):
-    """One of several processes failed or lost the others; the same command resumes from the last checkpoint.
+    """A run cannot go on at this moment; the same command resumes later, from the last checkpoint.
+
+    One of several processes failed or lost the others, another process trains the run, or a file cannot be read now.
 
     The message is a single line, which the commands print before they end with exit status 1.
     """

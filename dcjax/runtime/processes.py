@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -83,7 +84,8 @@ def one_of_several() -> Iterator[None]:
                 time.sleep(LAST_TO_LEAVE_SECONDS)
             raise
         this = f"process {jax.process_index()} of {jax.process_count()}"
-        if isinstance(error, jax.errors.JaxRuntimeError):  # mostly a connection that is gone
+        # Mostly a connection that is gone. XLA's errors begin with a status such as INTERNAL; some are `ValueError`.
+        if isinstance(error, jax.errors.JaxRuntimeError) or re.match("[A-Z]{2}[A-Z_]+: ", str(error)):
             reason = str(error).partition("\n")[0]
             raise InterruptedRunError(
                 f"{this} ends because a computation of all processes failed ({reason}); see which one ended first and "

@@ -5,14 +5,15 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from dcjax.runtime.errors import SettingError, printable
 
 MAX_DEPTH = 64  # of JSON; code that walks a value recursively stays far below Python's limit
-MAX_LINE = 2**24  # characters of one line of a log
-MAX_LINES = 10_000_000
+MAX_LINE = 2**24  # bytes of one line of a log
+MAX_LINES = 2**20
+MAX_VALUES = 2**24  # of a log: some 100 bytes of memory each at most, and its text may have two
 MAX_NUMBER = 1e60  # larger ones would overflow in a figure or a product; float32 ends at 3e38
 
 
@@ -124,7 +125,7 @@ def _deeper(value: Any, most: int) -> bool:
         level = [part for part in level if isinstance(part, dict | list)]
         if not level:
             return False
-        level = [part for whole in level for part in (whole.values() if isinstance(whole, dict) else whole)]
+        level = [part for whole in level for part in _parts(whole)]
     return True
 
 
@@ -157,32 +158,63 @@ def read_log(path: str | os.PathLike[str], most: int) -> Log:
       most: bytes that it may have.
 
     Raises:
-      SettingError: as `read_text`, or it has more than `MAX_LINES` lines.
+      SettingError: the file is missing, too large, not a regular file, or cannot be read; or it has more than
+        `MAX_LINES` lines or `MAX_VALUES` values.
     """
-    text = read_text(path, most).rstrip()
-    count = text.count("\n") + bool(text)
-    if count > MAX_LINES:
-        raise UnfitFileError(printable(f"{path} has {count:,} lines; at most {MAX_LINES:,} are read"))
-    rows, bad = [], []
-    for number, line in enumerate(_lines(text), 1):
-        try:
-            row = parse_json(line) if len(line) <= MAX_LINE else None
-        except ValueError:
-            if number == count:
-                return Log(rows, bad, cut_short=True)
-            row = None
-        step = whole(row.get("step")) if isinstance(row, dict) else None
-        if isinstance(row, dict) and step is not None:
+    rows: list[dict[str, Any]] = []
+    bad: list[int] = []
+    open_end: list[int] = []  # the last lines, while they are blank, or one that is no JSON and then blank ones
+    cut_short, values = False, 0
+    try:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise UnfitFileError(printable(f"{path} has {size:,} bytes; at most {most:,} are read"))
+        for number, line in enumerate(raw_lines(path), 1):
+            if number > MAX_LINES:
+                raise UnfitFileError(printable(f"{path} has more than {MAX_LINES:,} lines; no more are read"))
+            if not line.strip():
+                open_end.append(number)
+                continue
+            bad += open_end
+            open_end, cut_short = [], False
+            try:
+                row = parse_json(line.decode("utf-8", "replace"))
+            except ValueError:
+                open_end, cut_short = [number], True
+                continue
+            step = whole(row.get("step")) if isinstance(row, dict) else None
+            if not isinstance(row, dict) or step is None:
+                bad.append(number)
+                continue
             rows.append(row | {"step": step})
-        else:
-            bad.append(number)
-    return Log(rows, bad, cut_short=False)
+            values += count_values(row)
+            if values > MAX_VALUES:
+                raise UnfitFileError(printable(f"{path} has more than {MAX_VALUES:,} values; no more are read"))
+    except FileNotFoundError as error:
+        raise SettingError(printable(f"{path} is missing")) from error
+    except OSError as error:
+        raise SettingError(printable(f"{path} cannot be read ({error.strerror})")) from error
+    return Log(rows, bad, cut_short)
+
+
+def count_values(value: Any) -> int:
+    """The number of values, lists and objects in a JSON value, which its memory goes with, and its size does not."""
+    level, count = [value], 0
+    while level:
+        count += len(level)
+        level = [part for whole in level if isinstance(whole, dict | list) for part in _parts(whole)]
+    return count
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def raw_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
     """The lines of a file of any size, one after another, each with its line break; one is added to the last.
 
-    A line of more than `MAX_LINE` bytes is given as an empty one.
+    A line of more than `MAX_LINE` bytes is given as one that is no JSON.
 
     Raises:
       UnfitFileError: it is a pipe, device, socket or folder.
@@ -193,17 +225,7 @@ def raw_lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
             long = len(line) > MAX_LINE
             while long and not line.endswith(b"\n") and line:
                 line = file.readline(MAX_LINE + 1)
-            yield b"\n" if long else line if line.endswith(b"\n") else line + b"\n"
-
-
-def _lines(text: str) -> Iterator[str]:
-    """The lines of a text one after another; a list of all would take fifty times as much as a file of line breaks."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        yield text[start:end]
-        start = end + 1
+            yield b"?\n" if long else line if line.endswith(b"\n") else line + b"\n"
 
 
 def number(value: Any) -> float | None:

@@ -13,7 +13,7 @@ from dcjax.runtime.errors import StoppedRunError
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
-# Takes the number of a signal; whether the part of the program that set it will answer that signal.
+# Takes the number of a signal, and says whether a handler deals with it; as `answer_signals` set it.
 _answers: Callable[[int], bool] | None = None
 LOST = "the steps since the last checkpoint are lost, and the same command goes on from there"
 _listens = False  # whether a thread of `end_on_signals` does
@@ -80,14 +80,16 @@ def _listen(near: socket.socket, note: str) -> None:
         while numbers := near.recv(64):
             for number in numbers:
                 if number in NUMBERS and not (_answers and _answers(number)):
-                    if _answers:
-                        with contextlib.suppress(OSError, ValueError):
-                            print(file=sys.stderr)  # ends the line of the loop's progress bar
-                    name = signal.Signals(number).name
+                    name, before = signal.Signals(number).name, _end_line if _answers else None
                     if answered:  # the loop wanted to save, and is not waited for
-                        leave(128 + number, f"ended by a second {name}; {LOST}")
-                    leave(128 + number, f"ended by {name}; {note}")
+                        leave(128 + number, f"ended by a second {name}; {LOST}", before=before)
+                    leave(128 + number, f"ended by {name}; {note}", before=before)
                 answered |= number in NUMBERS
+
+
+def _end_line() -> None:
+    """Ends the line of the loop's progress bar."""
+    print(file=sys.stderr)
 
 
 def _nothing(number: int, _frame: Any) -> None:

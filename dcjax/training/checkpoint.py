@@ -11,21 +11,19 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from dcjax.runtime.errors import InterruptedRunError, SettingError, some
+from dcjax.runtime.errors import InterruptedRunError, SettingError
 from dcjax.runtime.files import reason_of
 from dcjax.runtime.lock import HeldLockError, take_lock
-from dcjax.runtime.mesh import from_process
 from dcjax.training.manifest import (
     FOLDER,
-    NO_MANIFEST,
     Check,
     check_step,
     remove_tree,
@@ -34,8 +32,8 @@ from dcjax.training.manifest import (
     sync_folder,
     write_manifest,
 )
+from dcjax.training.search import NoneWholeError, damage_notice, newest_whole_step
 
-NO_STEP, NONE_WHOLE, UNREADABLE = -1, -2, -3  # what the first process tells the others in place of a step
 INCOMPLETE = "incomplete"  # what is being written or removed, in `checkpoints`
 LOCK_SECONDS = 30.0  # how long a run waits for another process that trains it
 MAX_JSON_BYTES = 2**26  # of a file that Orbax parses as a whole
@@ -118,52 +116,40 @@ class Checkpointer:
         """Compares the files of a step with its manifest."""
         return check_step(self._folder / str(step))
 
-    def last_whole_step(self, say: Callable[[str], None] = print, *, before: int | None = None) -> int | None:
-        """The newest step whose files are as they were written; None if there is no step at all.
+    def last_whole_step(self, say: Callable[[str], None] = print) -> int | None:
+        """The newest step whose files are as they were written, on which all processes agree; None if there is no step.
 
-        Newer steps that are damaged are moved to `checkpoints/damaged`, unless this object is read-only. The first
-        process looks, and all use the step that it found.
+        Newer steps, which are damaged, are moved to `checkpoints/damaged`, unless this object is read-only.
 
         Args:
           say: takes one line about damaged steps, on the first process.
-          before: look for a step before this one, and say and move nothing; None where no step before it is whole.
 
         Raises:
           SettingError: there are steps, but none is whole; nothing is moved then.
+          CannotSaveError: a damaged step cannot be moved.
           InterruptedRunError: a file cannot be read at this moment.
         """
-        found: int | None = None
-        bad: list[Check] = []
-        if jax.process_index() == 0:
-            found, bad = self._search(before)
-        outcome = NO_STEP if found is None else found
-        if found is None and bad and before is None:
-            outcome = UNREADABLE if any(check.unreadable for check in bad) else NONE_WHOLE
-        elif any(check.unreadable for check in bad):
-            outcome = UNREADABLE
-        if jax.process_count() > 1:
-            outcome = int(from_process(np.array([outcome]), 0)[0])
-        problems = some([f"{check.step} ({check.problem})" for check in bad]) or "the first process says which"
-        bare = any(check.problem == NO_MANIFEST for check in bad)
-        if outcome == UNREADABLE:
-            raise InterruptedRunError(f"checkpoints in {self._folder} cannot be read now: {problems}; try again")
-        if outcome == NONE_WHOLE:
-            raise SettingError(
-                f"no checkpoint in {self._folder} is whole: {problems}; "
-                + (
-                    f"dcjax verify {self._workdir} --adopt takes those without a manifest as they are, or "
-                    if bare
-                    else ""
-                )
-                + "bring one back from a copy, or train anew in another folder"
-            )
-        step = None if outcome == NO_STEP else outcome
-        if before is None:
-            if bad and step is not None:
-                moved = [set_aside(self._folder / str(check.step)) for check in bad] if self._writes else []
-                self._report(say, bad, step, moved)
-            self._saved = step
+        step, bad = newest_whole_step(self._workdir)
+        if bad and step is not None:
+            moved_to = None
+            if self._writes:
+                with self._writing():
+                    for check in bad:
+                        moved_to = set_aside(self._folder / str(check.step)).parent
+            say(damage_notice(self._workdir, bad, step, moved_to=moved_to))
+        self._saved = step
         return step
+
+    def whole_step_before(self, step: int) -> int | None:
+        """The newest whole step before another one; None if there is none. Nothing is moved.
+
+        Raises:
+          InterruptedRunError: a file cannot be read at this moment.
+        """
+        try:
+            return newest_whole_step(self._workdir, before=step)[0]
+        except NoneWholeError:
+            return None
 
     def save(self, step: int, *, state: Any, position: dict[str, Any], config: dict[str, Any]) -> None:
         """Starts writing a checkpoint unless it was the last one; returns once the state is copied off the devices.
@@ -205,7 +191,8 @@ class Checkpointer:
         """
         self._finish()
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("dcjax: checkpoint")
+            with self._watch("the other processes' part of the last checkpoint"):
+                multihost_utils.sync_global_devices("dcjax: checkpoint")
 
     def close(self) -> None:
         """Waits until everything of this process is on disk; raises as `wait`."""
@@ -221,7 +208,7 @@ class Checkpointer:
         args = ocp.args.Composite(position=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
         found = self._restore(step, args)
         position, config = found["position"], found["config"]
-        if not (isinstance(position, dict) and isinstance(position.get("unlogged"), dict) and isinstance(config, dict)):
+        if not (isinstance(position, dict) and are_sums(position.get("unlogged")) and isinstance(config, dict)):
             raise self._cannot_read(step, ValueError("its position or its config is of another form"))
         return position, config
 
@@ -258,31 +245,6 @@ class Checkpointer:
         params = {name: state["params"].get(name, {}) for name in ("encoder", "projector")}
         return {"params": params, "batch_stats": state["batch_stats"], "constants": state["constants"]}
 
-    def _search(self, before: int | None) -> tuple[int | None, list[Check]]:
-        """The newest whole step, and the damaged ones after it, the newest first."""
-        bad = []
-        for step in reversed(self.all_steps()):
-            if before is not None and step >= before:
-                continue
-            check = self.check(step)
-            if not check.problem:
-                return step, bad
-            if (self._folder / str(step)).is_dir():  # or else the run that is training has removed it
-                bad.append(check)
-        return None, bad
-
-    def _report(self, say: Callable[[str], None], bad: list[Check], step: int, moved: list[pathlib.Path]) -> None:
-        steps = bad[0].step - step
-        why = some([f"{check.step}: {check.problem}" for check in bad])
-        what = (
-            f"checkpoint {bad[0].step} is" if len(bad) == 1 else f"checkpoints {some([str(c.step) for c in bad])} are"
-        )
-        where = f"moved to {moved[0].parent}; " if moved else ""
-        again = f", and {steps} step{'s are' if steps > 1 else ' is'} repeated" if moved else " instead"
-        bare = moved and any(check.problem == NO_MANIFEST for check in bad)
-        adopt = f" (to take what has no manifest as it is, move it back and use dcjax verify {self._workdir} --adopt)"
-        say(f"dcjax: {what} damaged ({why}); {where}step {step} is used{again}{adopt if bare else ''}")
-
     def _commit(self, step: int, config: dict[str, Any]) -> None:
         """Makes a step whole, once Orbax has written it, and removes old ones; in the thread."""
         with self._watch(f"the checkpoint of step {step}"):
@@ -301,7 +263,10 @@ class Checkpointer:
         for old in self._steps_to_remove():
             # Renamed first, so that an interruption leaves no step that seems to be damaged.
             gone = self._folder / INCOMPLETE / f"removed-{old}"
-            os.rename(self._folder / str(old), gone)
+            try:
+                os.rename(self._folder / str(old), gone)
+            except OSError as error:  # the newer steps are whole, so this costs room alone
+                logging.warning("checkpoint %s could not be removed (%s)", self._folder / str(old), reason_of(error))
             remove_tree(gone)
 
     def _steps_to_remove(self) -> list[int]:
@@ -375,6 +340,7 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpoint
 
     Raises:
       SettingError: the run has no whole checkpoint, or none of this step.
+      InterruptedRunError: a file cannot be read at this moment.
     """
     steps = [int(path.name) for path in step_folders(workdir)]
     if not steps:
@@ -387,13 +353,24 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpoint
     with contextlib.ExitStack() as opened:
         opened.callback(checkpointer.close)
         if step is None:
-            step = checkpointer.last_whole_step()
+            # On stderr, since stdout may be a command's JSON.
+            step = checkpointer.last_whole_step(lambda line: print(line, file=sys.stderr, flush=True))
             if step is None:  # the run that is training has removed it
                 raise SettingError(f"{workdir} holds no complete checkpoint; train the run until its first")
-        elif problem := checkpointer.check(step).problem:
+        elif problem := (check := checkpointer.check(step)).problem:
+            if check.unreadable:
+                raise InterruptedRunError(f"checkpoint {workdir / FOLDER / str(step)} cannot be read now: {problem}")
             raise SettingError(f"checkpoint {workdir / FOLDER / str(step)} is damaged: {problem}")
         opened.pop_all()
     return checkpointer, step
+
+
+def are_sums(value: Any) -> bool:
+    """Whether a JSON value is nothing but sums over so many `steps`, as `StepMetrics.sums` has them."""
+    if not isinstance(value, dict):
+        return False
+    numbers = all(isinstance(total, int | float) and not isinstance(total, bool) for total in value.values())
+    return numbers and (not value or value.get("steps", 0) >= 1)
 
 
 def abstract_state(state_shapes: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dcjax.runtime.errors import printable
 from dcjax.runtime.files import reason_of
-from dcjax.runtime.reading import UnfitFileError, number, parse_json, raw_lines, whole
+from dcjax.runtime.reading import MAX_VALUES, UnfitFileError, count_values, number, parse_json, raw_lines, whole
 from dcjax.training.logs import say
 
 _SPECTRUM = re.compile(rb'\{"step": (\d{1,15}), "[rz]": \[[^"\0]*\](?:, "[rz]": \[[^"\0]*\])*\}\n')
@@ -35,13 +35,16 @@ class KeptLines:
         self._path, self._last = path, last
         self.looks: list[dict[str, Any]] = []
         try:
-            bad, before = 0, False
+            bad, before, values = 0, False, 0
             for line in raw_lines(path):
                 bad += before  # the last line may have been cut short by an interruption
                 row = _row_of(line)
                 before = row is None
                 if row is not None and "monitor" in row and row["step"] <= last[True]:
                     self.looks.append(row)
+                    values += count_values(row)
+                    if values > MAX_VALUES:
+                        raise UnfitFileError(f"its looks have more than {MAX_VALUES:,} values")
             if bad:
                 logging.warning("%s: %d damaged lines were left out", path, bad)
         except FileNotFoundError:

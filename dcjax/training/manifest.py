@@ -32,12 +32,14 @@ MAX_CONFIG_BYTES = 2**16
 NO_MANIFEST = f"it has no {MANIFEST_FILE}"
 PACKAGES = ("dcjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy")
 READERS = 4  # files that are hashed at a time
-RETRY_SECONDS = 0.2  # until files that could not be read are tried once more
+RETRY_SECONDS = (0.2,)  # after which files that could not be read are tried again
+EIO_SECONDS = (0.2, 1.0, 4.0)  # the same after EIO, which is a bad disk, or a network disk that was too slow
 MAX_NAME = 4096  # characters of the name of a file
 MAX_VERSIONS, MAX_VERSION = 100, 100  # packages in a manifest; characters of the name and of the version of one
 # A file with one of these is damaged or not there. Any other error, such as a stale handle of a network disk, missing
 # rights or too many open files, tells nothing about the file.
 LOST = (errno.EIO, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
+_ADDRESS = re.compile("(^|/)[a-z0-9]{2,5}:/")  # gs://..., as a path has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Check:
       size: their bytes.
       config: the hash of the run's config, hexadecimal.
       versions: the packages that wrote the checkpoint.
-      unreadable: files could not be read, also not when they were tried again, and no damage was found in the others:
-        the step may well be whole, and should stay in its place.
+      unreadable: files could not be read, even when they were tried again, and no damage was found in the others: the
+        step may well be whole, and should stay in its place.
+      input_output_error: the problem is an EIO.
     """
 
     step: int
@@ -62,6 +65,7 @@ class Check:
     config: str = ""
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     unreadable: bool = False
+    input_output_error: bool = False
 
 
 def write_manifest(folder: pathlib.Path, *, step: int, config: dict[str, Any]) -> None:
@@ -93,10 +97,10 @@ def write_manifest(folder: pathlib.Path, *, step: int, config: dict[str, Any]) -
 
 def check_step(folder: pathlib.Path) -> Check:
     """Compares every file of a step with its manifest; files that the manifest does not name are not looked at."""
-    found = _check(folder)
-    if found.unreadable:
-        time.sleep(RETRY_SECONDS)
-        found = _check(folder)
+    found, tries = _check(folder), 0
+    while tries < len(waits := EIO_SECONDS if found.input_output_error else RETRY_SECONDS if found.unreadable else ()):
+        time.sleep(waits[tries])
+        found, tries = _check(folder), tries + 1
     return found
 
 
@@ -109,6 +113,8 @@ def step_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
     folder = workdir / FOLDER
     try:
         if not workdir.is_dir():
+            if _ADDRESS.search(str(workdir)):
+                raise SettingError(printable(f"{workdir} is an address; name a run in a folder that is mounted here"))
             raise SettingError(printable(f"{workdir} is no folder; name the folder of a run of dcjax main"))
         if not folder.is_dir():
             raise SettingError(printable(f"{workdir} holds no checkpoints; name the folder of a run of dcjax main"))
@@ -130,6 +136,14 @@ def is_step(path: pathlib.Path) -> bool:
       OSError: the folder above may be listed, but no more.
     """
     return path.name.isascii() and path.name.isdecimal() and len(path.name) < 20 and path.is_dir()
+
+
+def run_and_step(path: str | os.PathLike[str]) -> tuple[pathlib.Path, int | None]:
+    """The absolute path of a run's folder and None, or, for one of the folders in its `checkpoints/`, also its step."""
+    found = pathlib.Path(path).expanduser().absolute()
+    if found.parent.name == FOLDER and found.name.isdecimal() and not (found / FOLDER).is_dir():
+        return found.parent.parent, int(found.name)
+    return found, None
 
 
 def holds_checkpoint(workdir: str | os.PathLike[str]) -> bool:
@@ -184,11 +198,20 @@ def remove_tree(folder: pathlib.Path) -> None:
 
 
 class _FoundError(Exception):
-    """A problem of a checkpoint, in words; `unreadable` as in `Check`."""
+    """A problem of a checkpoint, in words; `unreadable` and `input_output_error` as in `Check`."""
 
-    def __init__(self, problem: str, *, unreadable: bool = False):
+    def __init__(self, problem: str, *, unreadable: bool = False, input_output_error: bool = False):
         super().__init__(printable(problem))
-        self.unreadable = unreadable
+        self.unreadable, self.input_output_error = unreadable, input_output_error
+
+    def of(self, check: Check, problem: str = "") -> Check:
+        """A check with this problem, in other words if they are given."""
+        return dataclasses.replace(
+            check,
+            problem=problem or str(self),
+            unreadable=self.unreadable,
+            input_output_error=self.input_output_error,
+        )
 
 
 def _check(folder: pathlib.Path) -> Check:
@@ -197,7 +220,7 @@ def _check(folder: pathlib.Path) -> Check:
     try:
         content = _read_manifest(folder)
     except _FoundError as error:
-        return Check(step, str(error), unreadable=error.unreadable)
+        return error.of(Check(step, ""))
     files = content["files"]
     size = sum(entry["size"] for entry in files.values())
     found = Check(step, "", len(files), size, content["config_sha256"], content["versions"])
@@ -209,7 +232,7 @@ def _check(folder: pathlib.Path) -> Check:
         return found
     bad.sort(key=lambda problem: problem.unreadable)  # damage first
     more = f", and {len(bad) - 1} more" if bad[1:] else ""
-    return dataclasses.replace(found, problem=f"{bad[0]}{more}", unreadable=bad[0].unreadable)
+    return bad[0].of(found, f"{bad[0]}{more}")
 
 
 def _files(folder: pathlib.Path) -> Iterator[str]:
@@ -257,7 +280,7 @@ def _no_manifest(reason: str) -> _FoundError:
 
 def _unread(name: str, error: OSError) -> _FoundError:
     problem = f"{printable(name, 200)} cannot be read ({reason_of(error)})"
-    return _FoundError(problem, unreadable=error.errno not in LOST)
+    return _FoundError(problem, unreadable=error.errno not in LOST, input_output_error=error.errno == errno.EIO)
 
 
 def _is_size(value: Any) -> bool:

@@ -26,7 +26,7 @@ from dcjax.training.logs import SCREEN, EventFile, LogFile, say
 from dcjax.training.monitor import Monitor
 
 METRICS_FILE, SPECTRA_FILE = "metrics.jsonl", "spectra.jsonl"
-MAX_LOG_BYTES = 2**30  # of a log that is read as a whole
+MAX_LOG_BYTES = 2**28  # of a log that is read as a whole
 
 # Steps that the host may run ahead of the device: enough to keep the device busy, and few enough that batches do not
 # pile up and a NaN is noticed soon.
@@ -207,7 +207,7 @@ class StepMetrics:
         self._writer, self._every, self._batch_size = writer, every, batch_size
         self._monitor, self._look_every = monitor, look_every
         self._looked: int | None = None  # the last step that `look` was called for
-        self._has_looked = False
+        self._first_look: concurrent.futures.Future[Look] | None = None
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._sums = dict(sums)
         self._last_step = 0
@@ -238,9 +238,14 @@ class StepMetrics:
         self._writer.write_looks()
 
     @property
+    def compiles(self) -> bool:
+        """Whether the first look is under way, for which programs are compiled."""
+        return self._first_look is not None and not self._first_look.done()
+
+    @property
     def has_looked(self) -> bool:
-        """Whether this process has started a look, so that its program is compiled."""
-        return self._has_looked
+        """Whether this process has started a look."""
+        return self._first_look is not None
 
     def look(self, step: int, variables: Any) -> None:
         """Starts a look of the monitor if one is due: at the first and the last step of a run, and every few steps.
@@ -251,8 +256,9 @@ class StepMetrics:
         if self._monitor is None or self._look_every is None or (first and step == last):
             return
         if step in (0, last) or step % self._look_every == 0:
-            self._has_looked = True
-            self._writer.expect(step, self._monitor.look(step, variables))
+            look = self._monitor.look(step, variables)
+            self._first_look = self._first_look or look
+            self._writer.expect(step, look)
 
     def flush(self) -> None:
         """Writes the average of the steps since the last line, if there were any."""

@@ -4,12 +4,16 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
+import numpy as np
 
+from dcjax.runtime.mesh import from_processes, told_to_stop
 from dcjax.runtime.signals import answer_signals, listens
+
+NOTICE_SECONDS = 2.0  # JAX's preemption service looks for a signal once a second, and tells the others
 
 
 class StopRequest:
@@ -19,20 +23,21 @@ class StopRequest:
     needs the signal: JAX's preemption service tells the others, and all stop at the same step.
 
     Before its first step, a process has nothing to save. A command of one process (`end_on_signals`) is then ended at
-    once, also during the first compilation; several processes stop together after that step.
+    once, also during the first compilation; several processes stop together, before or after their first step.
     """
 
     def __init__(self) -> None:
+        self._several = jax.process_count() > 1
         self._requested = False
-        self._begun = False
+        self._begun = self._finished = False
         self._interrupts = 0
+        self._ended: float | None = None  # when the loop ended
         self._contexts = contextlib.ExitStack()
 
     def __enter__(self) -> "StopRequest":
-        several = jax.process_count() > 1
         # The preemption service, which is not of Python, handles SIGTERM for several processes.
-        handlers = {signal.SIGINT: self._pass_on if several else self._request}
-        if not several:
+        handlers = {signal.SIGINT: self._pass_on if self._several else self._request}
+        if not self._several:
             handlers[signal.SIGTERM] = self._request
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -53,34 +58,47 @@ class StopRequest:
 
     def finish(self) -> None:
         """Notes that nothing is left to save: from now on, a signal may end the process at once."""
-        self._begun = False
+        self._begun, self._finished = False, True
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop now; every process must ask at every step.
+    def reached(self) -> bool:
+        """Whether to stop now; every process must ask before every step."""
+        return told_to_stop() if self._several else self._requested
 
-        Args:
-          step: optimiser steps taken.
-        """
-        return self._requested or multihost_utils.reached_preemption_sync_point(step)
+    def loop_ended(self) -> None:
+        """Notes that no step follows."""
+        self._ended = time.monotonic()
+        with contextlib.suppress(ValueError):  # outside the main thread, as in `__enter__`
+            signal.signal(signal.SIGTERM, self._request)  # the preemption service's answer would come too late
+
+    def came_late(self) -> bool:
+        """Whether a signal came during the last step or after it; every process must ask once, after `loop_ended`."""
+        if not self._several:
+            return self._requested
+        # A signal from before `loop_ended` is known to the service by now, or will be in a moment.
+        assert self._ended is not None
+        time.sleep(max(0.0, self._ended + NOTICE_SECONDS - time.monotonic()))
+        found = told_to_stop() or self._requested
+        return bool(from_processes(np.array([found])).any())
 
     def _answers(self, number: int) -> bool:
         """Whether a handler here deals with a signal, in words of `answer_signals`."""
         self._interrupts += number == signal.SIGINT
-        return self._interrupts < 2 and (self._begun or jax.process_count() > 1)
+        return self._interrupts < 2 and (self._begun or (self._several and not self._finished))
 
     def _request(self, number: int, _frame: Any) -> None:
         self._requested = True
         if self._begun or not listens():  # or else the process is ending at this moment
-            self._announce()
+            self._announce(number)
 
     def _pass_on(self, number: int, _frame: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        self._announce()
+        self._announce(number)
 
-    def _announce(self) -> None:
+    def _announce(self, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # stderr may lie on a full disk
             print("dcjax: stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def __exit__(self, *_: object) -> None:
         self._contexts.close()

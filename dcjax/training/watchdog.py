@@ -83,13 +83,15 @@ class Watchdog:
                 self._end(max(late, key=lambda phase: phase.seconds))
 
     def _end(self, phase: _Phase) -> None:
-        with contextlib.suppress(Exception):  # stderr may be no file, or on a full disk
-            print(file=sys.stderr, flush=True)  # ends the line of the progress bar
-        with contextlib.suppress(Exception):
-            faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
         this = f"process {jax.process_index()} of {jax.process_count()}: " if jax.process_count() > 1 else ""
         leave(
             EXIT_STATUS,
             f"{this}{phase.name} has taken more than {self._limit:g} seconds; the stacks of all threads are above. If "
             "it hung, the same command goes on from the last checkpoint; if it is merely slow, raise watchdog_seconds",
+            before=_print_stacks,
         )
+
+
+def _print_stacks() -> None:
+    print(file=sys.stderr, flush=True)  # ends the line of the progress bar
+    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)

@@ -219,6 +219,9 @@ def test_a_run(call, four_steps):
         assert {name for name, metric in METRICS.items() if metric.needs == "views"} & set(record["metrics"])
         assert "nc1" in record["metrics"]
     assert "encoder/conv1/kernel" in call("--weights", str(workdir))[1]
+    earlier, last = (call("--weights", str(workdir / "checkpoints" / step), "--json")[1] for step in ("2", "4"))
+    assert json.loads(last)[0]["matrices"] == json.loads(call("--weights", str(workdir), "--json")[1])[0]["matrices"]
+    assert json.loads(earlier)[0]["matrices"] != json.loads(last)[0]["matrices"]
 
 
 def test_the_process_exits_with_the_verdict_and_needs_no_flax(tmp_path):

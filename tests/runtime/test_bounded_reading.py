@@ -13,8 +13,18 @@ from dcjax.collapse.reading import array_files, open_matrices
 from dcjax.config import read_config
 from dcjax.data.prepare import resize_of
 from dcjax.evaluation.table import losses_line
+from dcjax.runtime import reading
 from dcjax.runtime.errors import SettingError
-from dcjax.runtime.reading import MAX_DEPTH, UnfitFileError, parse_json, read_file, read_json, read_log, read_text
+from dcjax.runtime.reading import (
+    MAX_DEPTH,
+    UnfitFileError,
+    count_values,
+    parse_json,
+    read_file,
+    read_json,
+    read_log,
+    read_text,
+)
 from dcjax.training.metrics import read_lines
 
 
@@ -70,6 +80,33 @@ def test_a_log_with_damaged_lines(tmp_path):
     (tmp_path / "metrics.jsonl").unlink()
     os.mkfifo(tmp_path / "metrics.jsonl")
     assert "not a regular file" in losses_line(tmp_path)
+
+
+def test_the_values_of_a_log_are_bounded(tmp_path, monkeypatch):
+    """Its bytes are no measure of its memory: an empty list takes two of them."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "x": [[],[],[]]}\n' * 3)
+    assert count_values({"step": 1, "x": [[], [], []]}) == 6
+    monkeypatch.setattr(reading, "MAX_VALUES", 17)
+    with pytest.raises(SettingError, match=r"metrics.jsonl has more than 17 values; no more are read"):
+        read_log(path, 10**6)
+    monkeypatch.setattr(reading, "MAX_VALUES", 18)
+    assert len(read_log(path, 10**6).rows) == 3
+    monkeypatch.setattr(reading, "MAX_LINES", 2)
+    with pytest.raises(SettingError, match="has more than 2 lines"):
+        read_log(path, 10**6)
+    with pytest.raises(SettingError, match="has 87 bytes; at most 86 are read"):
+        read_log(path, 86)
+
+
+def test_blank_lines_at_the_end_of_a_log_do_not_count(tmp_path):
+    (tmp_path / "log").write_text('{"step": 1}\n\n{"step": 2}\n\n\n')
+    log = read_log(tmp_path / "log", 99)
+    assert ([row["step"] for row in log.rows], log.bad, log.cut_short) == ([1, 2], [2], False)
+    (tmp_path / "log").write_text('{"step": 1}\n{"st\n\n')
+    assert (read_log(tmp_path / "log", 99).bad, read_log(tmp_path / "log", 99).cut_short) == ([], True)
+    (tmp_path / "log").write_text('{"step": 1}\n{"st\n\n{"step": 2}\n')
+    assert (read_log(tmp_path / "log", 99).bad, read_log(tmp_path / "log", 99).cut_short) == ([2, 3], False)
 
 
 def test_names_in_a_config_are_made_printable(tmp_path):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from helpers import ROOT
@@ -84,3 +85,29 @@ def test_a_command_ends_though_nothing_can_be_printed(stderr):
         assert subprocess.run(command, env=env, stderr=far, timeout=60).returncode == 143
     finally:
         os.close(far)
+
+
+@pytest.mark.parametrize("blocked", ["stdout", "stderr"])
+def test_a_command_ends_though_nobody_reads_its_output(blocked):
+    """The main thread waits for room in a pipe, and holds the lock of the output."""
+    other = {"stdout": "stderr", "stderr": "stdout"}[blocked]
+    code = f"""
+import sys
+from dcjax.runtime.signals import end_on_signals
+with end_on_signals("nothing is lost"):
+    print("ready", file=sys.{other}, flush=True)
+    while True:
+        print("x" * 5000, file=sys.{blocked})
+"""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | {"PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, **pipes)
+    try:
+        assert getattr(process, other).readline() == b"ready\n"
+        time.sleep(0.5)  # until the pipe is full
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+        assert blocked == "stderr" or process.stderr.read() == b"dcjax: ended by SIGTERM; nothing is lost\n"
+    finally:
+        process.kill()
+        process.communicate()

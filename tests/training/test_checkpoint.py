@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
 import threading
 
@@ -15,7 +17,7 @@ import dcjax
 from dcjax import verify
 from dcjax.main import main
 from dcjax.runtime.errors import InterruptedRunError, SettingError
-from dcjax.training import checkpoint
+from dcjax.training import checkpoint, manifest, search
 from dcjax.training.checkpoint import CannotSaveError, Checkpointer, open_run
 from dcjax.training.manifest import adopt, check_step, write_manifest
 
@@ -116,9 +118,9 @@ def test_a_manifest_of_another_step_or_place_is_refused(two, tmp_path):
     outside.mkdir()
     write_manifest(outside, step=9, config={})
     record = json.loads((outside / "manifest.json").read_text())
-    for manifest in ({**record["manifest"], "files": {"../run/x": {}}}, {"step": 9}, [], None):
-        digest = hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-        (outside / "manifest.json").write_text(json.dumps({"manifest": manifest, "sha256": digest}))
+    for content in ({**record["manifest"], "files": {"../run/x": {}}}, {"step": 9}, [], None):
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        (outside / "manifest.json").write_text(json.dumps({"manifest": content, "sha256": digest}))
         assert check_step(outside).problem
     for text in ("", "{", "[" * 10**5, "null", '{"manifest": {}}'):
         (outside / "manifest.json").write_text(text)
@@ -162,11 +164,74 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(two, monkeypatc
     def unreadable(folder):
         return dataclasses.replace(check_step(folder), problem="x cannot be read (Stale file handle)", unreadable=True)
 
-    monkeypatch.setattr(checkpoint, "check_step", unreadable)
+    monkeypatch.setattr(search, "check_step", unreadable)
     with contextlib.closing(Checkpointer(two)) as checkpointer:
         with pytest.raises(InterruptedRunError, match=r"cannot be read now: 2 .*Stale file handle"):
             checkpointer.last_whole_step()
         assert checkpointer.all_steps() == [1, 2]
+    monkeypatch.setattr(checkpoint, "check_step", unreadable)
+    with pytest.raises(InterruptedRunError, match=r"checkpoints/2 cannot be read now: x cannot be read \(Stale"):
+        open_run(two, 2)
+
+
+def test_a_slow_network_disk_is_asked_again(two, monkeypatch):
+    """EIO comes from bad disks and from network disks that time out; the second may pass."""
+    entry, left = manifest._entry, [2]
+
+    def failing(path, **options):
+        if path.parts[-2:] == ("position", "metadata") and left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return entry(path, **options)
+
+    monkeypatch.setattr(manifest, "_entry", failing)
+    monkeypatch.setattr(manifest, "EIO_SECONDS", (0.0, 0.0))
+    assert not check_step(two / "checkpoints" / "2").problem
+    left[0] = 3
+    found = check_step(two / "checkpoints" / "2")
+    assert "position/metadata cannot be read (Input/output error)" in found.problem
+    assert not found.unreadable
+
+
+def test_an_old_step_that_cannot_be_removed_ends_nothing(tmp_path, monkeypatch, caplog):
+    rename = os.rename
+
+    def failing(source, target):
+        if "removed-" in str(target):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", failing)
+    save(tmp_path, 1, 2, 3, keep=2)
+    assert all_steps(tmp_path) == [1, 2, 3]
+    assert "checkpoints/1 could not be removed (Device or resource busy)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("sums", "good"),
+    [
+        ({}, True),
+        ({"steps": 2, "loss": 1.5, "gradient_norm": float("inf")}, True),
+        ({"steps": "x"}, False),
+        ({"steps": -2}, False),
+        ({"loss": 1.0}, False),
+        ({"steps": 1, "loss": [1]}, False),
+        ([], False),
+    ],
+)
+def test_sums_of_another_form_are_refused(tmp_path, sums, good):
+    with contextlib.closing(Checkpointer(tmp_path)) as checkpointer:
+        checkpointer.save(1, state={"w": np.zeros(4)}, position={"unlogged": sums}, config={})
+        checkpointer.wait()
+        with contextlib.nullcontext() if good else pytest.raises(SettingError, match="of another form"):
+            assert checkpointer.restore_record(1)[0] == {"unlogged": sums}
+
+
+def test_an_address_is_refused_by_whatever_reads_a_run():
+    for path in ("gs://bucket/run", "s3://bucket/run"):
+        for read in (lambda path: verify.main([path]), dcjax.load_encoder):
+            with pytest.raises(SettingError, match="is an address; name a run in a folder that is mounted here"):
+                read(path)
 
 
 def test_a_step_that_has_gone_is_said_to_have_gone(two, tmp_path):
@@ -182,8 +247,8 @@ def test_a_step_before_another_is_looked_for_without_moving_any(two, tmp_path):
     workdir = shutil.copytree(two, tmp_path / "run")
     flip(workdir / "checkpoints" / "1" / "position" / "metadata", byte=3)
     with contextlib.closing(Checkpointer(workdir)) as checkpointer:
-        assert checkpointer.last_whole_step(before=3) == 2
-        assert checkpointer.last_whole_step(before=2) is None
+        assert checkpointer.whole_step_before(3) == 2
+        assert checkpointer.whole_step_before(2) is None
         assert checkpointer.all_steps() == [1, 2]
 
 
@@ -226,7 +291,9 @@ def test_an_encoder_of_a_damaged_step_is_refused(four_steps, tmp_path, capsys):
     with pytest.raises(SettingError, match="state/_METADATA has changed"):
         dcjax.load_encoder(workdir / "checkpoints" / "4")
     assert dcjax.load_encoder(workdir).step == 2
-    assert "step 2 is used instead" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "step 2 is used instead" in printed.err
+    assert not printed.out  # which may be a command's JSON
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from dcjax.training.manifest import adopt, check_step, check_steps, step_folders
 
 @pytest.fixture
 def step(tmp_path, monkeypatch):
-    monkeypatch.setattr(manifest, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(manifest, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(manifest, "EIO_SECONDS", (0.0, 0.0))
     folder = tmp_path / "checkpoints" / "4"
     for name in ("a", "config/metadata", "state/d/0"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,8 @@ def test_damage_outweighs_what_cannot_be_read(step, monkeypatch):
     check = check_step(step)
     assert (check.unreadable, check.problem) == (False, f"a cannot be read ({os.strerror(errno.EIO)})")
     monkeypatch.undo()
-    monkeypatch.setattr(manifest, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(manifest, "RETRY_SECONDS", (0.0,))
+    monkeypatch.setattr(manifest, "EIO_SECONDS", (0.0, 0.0))
     failing(monkeypatch, "stat", errno.EACCES, times=10**6)
     (step / "state" / "d" / "0").unlink()
     check = check_step(step)

@@ -245,6 +245,14 @@ def test_a_log_of_any_size_is_kept(tmp_path, monkeypatch):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+def test_a_log_of_too_many_looks_is_set_aside(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(kept_lines, "MAX_VALUES", 10)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "monitor": {"a": 1}, "signs": []}\n' * 3)
+    assert resumed(tmp_path, 3) == []
+    assert "metrics.jsonl cannot be read (its looks have more than 10 values)" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl.unreadable").is_file()
+
+
 def test_a_log_that_cannot_be_read_is_set_aside(tmp_path, capsys):
     (tmp_path / SPECTRA_FILE).mkdir()
     os.mkfifo(tmp_path / "metrics.jsonl")
@@ -260,6 +268,6 @@ def test_a_log_that_cannot_be_read_is_set_aside(tmp_path, capsys):
 def test_lines_are_read_one_after_another(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "MAX_LINE", 4)
     (tmp_path / "a").write_bytes(b"a\n" + b"b" * 11 + b"\nabc\nd")
-    assert list(reading.raw_lines(tmp_path / "a")) == [b"a\n", b"\n", b"abc\n", b"d\n"]
+    assert list(reading.raw_lines(tmp_path / "a")) == [b"a\n", b"?\n", b"abc\n", b"d\n"]
     (tmp_path / "a").write_bytes(b"a\n" + b"b" * 11)
-    assert list(reading.raw_lines(tmp_path / "a")) == [b"a\n", b"\n"]
+    assert list(reading.raw_lines(tmp_path / "a")) == [b"a\n", b"?\n"]

@@ -272,7 +272,8 @@ def test_a_diagnosis_that_fails_keeps_the_message():
         raise OSError("the disk has gone\nand more")
 
     checkpointer: Any = SimpleNamespace(wait=wait)
-    run: Any = {"initial_state": None, "train_step": None, "loader": None, "stop": StopRequest(), "taken": 9}
+    unused = ("initial_state", "train_step", "loader", "network", "loss", "augmentation", "image_size", "seed")
+    run: Any = dict.fromkeys(unused) | {"stop": StopRequest()}
     run |= {"state": jax.device_put(STATE), "checkpointer": checkpointer, "mesh": make_mesh(1), "phase": nullcontext}
     error = repeat.explain(ERROR, **run)
     assert str(error) == f"{ERROR} (the search for the cause failed: the disk has gone)"

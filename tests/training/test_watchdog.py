@@ -1,12 +1,22 @@
 """The watchdog: what it ends, what it lets pass."""
 
+import concurrent.futures
+import contextlib
+import shutil
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from helpers import run_main, tiny_config
 
+from dcjax.collapse.monitor import Look
+from dcjax.components import build
+from dcjax.program import make_optimizer, make_schedule
+from dcjax.resume import start_or_resume
 from dcjax.training import watchdog
+from dcjax.training.checkpoint import Checkpointer
+from dcjax.training.metrics import MetricsWriter, StepMetrics
 from dcjax.training.watchdog import Watchdog
 
 LONG = 30.0  # seconds that a test waits for what should take one
@@ -17,12 +27,11 @@ def ended(monkeypatch):
     """What the watchdog would have ended the process with, as (status, message), once it has."""
     calls, called = [], threading.Event()
 
-    def leave(status, message):
+    def leave(status, message, *, before):
         calls.append((status, message))
         called.set()
 
     monkeypatch.setattr(watchdog, "leave", leave)
-    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback", lambda **_: None)
     return calls, called
 
 
@@ -68,6 +77,50 @@ def test_without_a_limit_there_is_no_thread(ended):
     threads = threading.active_count()
     with Watchdog(0) as dog, dog.phase("step 1"):
         assert threading.active_count() == threads
+
+
+def test_checkpoints_are_read_in_a_phase(four_steps, tmp_path, monkeypatch):
+    """A read from a dead network disk ends, as a step does."""
+    workdir, seen, phases = shutil.copytree(four_steps[0], tmp_path / "run"), [], []
+
+    @contextlib.contextmanager
+    def phase(name):
+        phases.append(name)
+        yield
+        phases.pop()
+
+    for name in ("last_whole_step", "restore_record", "restore_state"):
+        method = getattr(Checkpointer, name)
+
+        def noted(self, *args, name=name, method=method):
+            seen.append((name, tuple(phases)))
+            return method(self, *args)
+
+        monkeypatch.setattr(Checkpointer, name, noted)
+    components = build(tiny_config())
+    optimizer = make_optimizer(components.config, make_schedule(components.config, len(components.train_source)))
+    with contextlib.closing(Checkpointer(workdir)) as checkpointer:
+        start_or_resume(components, optimizer, checkpointer, workdir, phase=phase)
+    assert seen == [
+        ("last_whole_step", ("the check of the checkpoints",)),
+        ("restore_record", ("the restored checkpoint",)),
+        ("restore_state", ("the restored checkpoint",)),
+    ]
+
+
+def test_what_waits_for_the_first_look_is_not_limited(tmp_path):
+    """It is compiled."""
+    look = concurrent.futures.Future()
+    monitor = SimpleNamespace(look=lambda step, variables: look, close=lambda: None)
+    writer = MetricsWriter(tmp_path, first_step=0, kept_step=0, total_steps=9, batch_size=1)
+    metrics = StepMetrics(writer, every=3, batch_size=1, sums={}, monitor=monitor, look_every=4)
+    assert (metrics.has_looked, metrics.compiles) == (False, False)
+    metrics.look(0, None)
+    assert (metrics.has_looked, metrics.compiles) == (True, True)
+    look.set_result(Look(0, {}, {}, {}))
+    metrics.look(4, None)
+    assert (metrics.has_looked, metrics.compiles) == (True, False)
+    metrics.close()
 
 
 @pytest.mark.slow
