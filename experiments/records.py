@@ -33,8 +33,8 @@ NOT_TRAINING = (
     "runtime/cli.py", "runtime/compile_cache.py", "runtime/errors.py", "runtime/files.py", "runtime/lock.py",
     "runtime/processes.py", "runtime/reading.py", "runtime/signals.py", "runtime/versions.py", "schema.py", "toy/*",
     "training/checkpoint.py", "training/kept_lines.py", "training/logs.py", "training/manifest.py",
-    "training/metrics.py", "training/monitor.py", "training/not_finite.py", "training/repeat.py", "training/signals.py",
-    "training/watchdog.py", "verify.py",
+    "training/metrics.py", "training/monitor.py", "training/not_finite.py", "training/repeat.py", "training/search.py",
+    "training/signals.py", "training/watchdog.py", "verify.py",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dcjax.config import COMMAND_FILE, CONFIG_FILE, read_config
-from dcjax.report.lines import MAX_BYTES, Curve, curves, read_lines
+from dcjax.report.lines import Curve, curves, read_lines
 from dcjax.runtime.errors import SettingError, printable
 from dcjax.runtime.reading import number, read_file, read_json, whole
 from dcjax.schema import Config, flatten
@@ -22,6 +22,7 @@ PARTS = ("r", "z")  # the representation and the embedding
 MAX_DIM = 65_536  # of a spectrum that is read
 MAX_MEMBER = 2**20  # bytes of an array: a spectrum of MAX_DIM values in float64 and its header
 MAX_ARCHIVE = 2**24  # bytes of spectrum.npz
+MAX_JSON_BYTES = 2**24  # of probe.json and command.json
 SCORES = ("top1", "top5", "best_top1", "few_label", "few_label_std", "knn", "effective_rank")
 
 
@@ -227,7 +228,7 @@ def _optional(file: pathlib.Path, notes: list[str]) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return read_json(file, MAX_BYTES)
+        return read_json(file, MAX_JSON_BYTES)
     except SettingError as error:
         notes.append(f"{file.name} was left out: {error}.")
         return None

@@ -1,4 +1,4 @@
-"""A lock that one process holds and that ends with it in any case."""
+"""A lock on a file, which one process holds and which ends with this process, however it ends."""
 
 import fcntl
 import pathlib

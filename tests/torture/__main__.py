@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,11 +28,27 @@ import disk  # noqa: E402
 import kills  # noqa: E402
 import phases  # noqa: E402
 
-COUNTS = {"kills": 200, "saves": 50, "damage": 500, "signals": 12, "hangs": 6, "peers": 3, "pairs": 4, "seed": 0}
+COUNTS = {
+    "kills": 200,
+    "terms": 50,
+    "saves": 50,
+    "damage": 500,
+    "hostile": 500,
+    "signals": 12,
+    "hangs": 6,
+    "peers": 3,
+    "pairs": 4,
+    "late": 4,
+    "seed": 0,
+}
 PARTS: dict[str, Callable[[pathlib.Path, dict[str, int]], Any]] = {
     "kills": lambda folder, counts: kills.kill_runs(folder, counts["kills"], seed=counts["seed"]),
+    "terms": lambda folder, counts: kills.kill_runs(
+        folder, counts["terms"], number=signal.SIGTERM, seed=counts["seed"]
+    ),
     "saves": lambda folder, counts: kills.kill_saves(folder, counts["saves"]),
     "damage": lambda folder, counts: damage.damage_checkpoints(folder, counts["damage"]),
+    "hostile": lambda folder, counts: damage.restore_hostile(folder, counts["hostile"]),
     "resume": lambda folder, counts: damage.resume_damaged(folder),
     "signals": lambda folder, counts: phases.signal_phases(folder, counts["signals"]),
     "hangs": lambda folder, counts: phases.hang(folder, counts["hangs"]),
@@ -39,6 +56,7 @@ PARTS: dict[str, Callable[[pathlib.Path, dict[str, int]], Any]] = {
     "devices": lambda folder, counts: devices.other_devices(folder),
     "peers": lambda folder, counts: devices.stopped_peer(folder, counts["peers"]),
     "pairs": lambda folder, counts: devices.signalled_pair(folder, counts["pairs"]),
+    "late pairs": lambda folder, counts: devices.signalled_at_the_end(folder, counts["late"]),
     "loader": lambda folder, counts: devices.crash_in_the_loader(folder),
 }
 

@@ -3,16 +3,22 @@
 import contextlib
 import pathlib
 import random
+import resource
 import shutil
+import time
 from typing import Any
 
+import mutations
 import numpy as np
 from harness import Child, run, save_steps, saved_arrays, small_run, training, value_of
 
 from dcjax.runtime.errors import SettingError
-from dcjax.training.checkpoint import Checkpointer
+from dcjax.runtime.mesh import make_mesh, replicated
+from dcjax.training.checkpoint import Checkpointer, open_run
+from dcjax.training.manifest import MANIFEST_FILE, adopt
 
 KINDS = ("bit", "byte", "cut", "empty", "longer", "delete", "zeros", "swap")
+SECONDS, MEMORY = 5, 2**30  # for one hostile checkpoint
 
 
 def damage(rng: random.Random, folder: pathlib.Path) -> str:
@@ -72,6 +78,14 @@ def damage_checkpoints(folder: pathlib.Path, count: int, *, seed: int = 0) -> di
                 injected += 1
                 both += damaged == {2, 4}
                 left = sorted({2, 4} - damaged)
+                try:  # as a reader, which moves nothing
+                    with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
+                        step = checkpointer.last_whole_step(lambda _: None)
+                    if content(workdir, step) != expected[step]:
+                        wrong.append(f"{done}: step {step}, as a reader")
+                except SettingError as error:
+                    if left:
+                        stopped.append(f"{done}: {error}, as a reader")
                 with contextlib.closing(Checkpointer(workdir)) as checkpointer:
                     try:
                         step = checkpointer.last_whole_step(lambda _: None)
@@ -91,6 +105,63 @@ def damage_checkpoints(folder: pathlib.Path, count: int, *, seed: int = 0) -> di
         }  # fmt: skip
 
     return value_of(injure, folder)
+
+
+def restore_hostile(folder: pathlib.Path, count: int, *, seed: int = 0) -> dict[str, Any]:
+    """Restores checkpoints of which a file was changed on purpose and the manifest written anew, as a stranger could.
+
+    A checkpoint may be read or refused in one line. Anything else is a problem: another error, a crash, a case of more
+    than `SECONDS`, or more than `MEMORY` bytes beyond the first one's.
+    """
+    whole, progress = folder / "whole", folder / "progress"
+    whole.mkdir()
+    assert Child(lambda: save_steps(whole, 4), whole).wait().status == 0
+
+    def restore() -> dict[str, Any]:
+        names = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file() and "4" in path.parts)
+        names = [name for name in names if name.name != MANIFEST_FILE]
+        outcomes, problems, first = {"read": 0, "refused": 0, "not adopted": 0}, [], 0
+        for number in range(count):
+            rng = random.Random(f"{seed} {number}")
+            name, other = rng.choice(names), rng.choice(names)
+            progress.write_text(f"case {number}: {name}")
+            workdir, begin = shutil.copytree(whole, folder / "hostile"), time.process_time()
+            (workdir / name).write_bytes(
+                mutations.damaged(rng, (whole / name).read_bytes(), (whole / other).read_bytes())
+            )
+            step = workdir / "checkpoints" / "4"
+            (step / MANIFEST_FILE).unlink()
+            try:
+                adopt(step)
+            except SettingError:
+                outcomes["not adopted"] += 1
+            else:
+                try:
+                    checkpointer, _ = open_run(workdir)
+                    with contextlib.closing(checkpointer):
+                        checkpointer.restore_record(4)
+                        checkpointer.restore_saved(4, replicated(make_mesh(1)))
+                    outcomes["read"] += 1
+                except SettingError as error:
+                    outcomes["refused"] += 1
+                    if not str(error).isprintable() or len(str(error)) > 2000:
+                        problems.append(f"{progress.read_text()}: {error!r}")
+                except Exception as error:
+                    problems.append(f"{progress.read_text()}: {error!r}")
+            if time.process_time() - begin > SECONDS:
+                problems.append(f"{progress.read_text()}: {time.process_time() - begin:.0f} s")
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            first = first or used
+            if used - first > MEMORY:
+                problems.append(f"{progress.read_text()}: {used - first:,} bytes")
+                first = used
+            shutil.rmtree(workdir)
+        return {"cases": count, **outcomes, "problems": problems}
+
+    try:
+        return value_of(restore, folder)
+    except AssertionError as error:
+        return {"problems": [f"the process ended in {progress.read_text()}: {str(error)[-300:]}"]}
 
 
 def resume_damaged(folder: pathlib.Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Restarts on other numbers of devices and processes, a stopped peer, and a crash in a thread of the loader."""
 
+import os
 import pathlib
 import random
 import signal
@@ -7,10 +8,12 @@ import socket
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from harness import Child, percentile, run, small_run, training
 from phases import BOUND, last_step
 
+from dcjax.training.checkpoint import Checkpointer
 from dcjax.training.metrics import StepMetrics, read_metrics
 
 
@@ -54,8 +57,10 @@ def stop_after(last: int) -> Any:
     return change
 
 
-def together(config: Any, workdir: pathlib.Path, *flags: str, devices: int, meanwhile: Any = None) -> list[Any]:
-    """Two processes of a run, to their end; `meanwhile` gets the children once they have started."""
+def together(
+    config: Any, workdir: pathlib.Path, *flags: str, devices: int, before: Any = None, meanwhile: Any = None
+) -> list[Any]:
+    """Two processes of a run, to their end; `before` changes the program, `meanwhile` gets the started children."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -64,7 +69,7 @@ def together(config: Any, workdir: pathlib.Path, *flags: str, devices: int, mean
         own = workdir.parent / f"{workdir.name}-{number}"
         own.mkdir(exist_ok=True)
         several = [f"--coordinator_address=127.0.0.1:{port}", "--num_processes=2", f"--process_id={number}"]
-        children.append(Child(training(config, workdir, *several, *flags), own, devices=devices))
+        children.append(Child(training(config, workdir, *several, *flags, before=before), own, devices=devices))
     if meanwhile is not None:
         meanwhile(children)
     return [child.wait() for child in children]
@@ -121,6 +126,59 @@ def signalled_pair(folder: pathlib.Path, count: int, *, seed: int = 0) -> dict[s
         reached, saved = read_metrics(workdir)[-1]["step"], last_step(workdir)
         problems += [] if reached == saved else [f"step {reached} was reached, step {saved} saved"]
     problems += [] if set(statuses) == {1} and max(seconds) < BOUND else ["a status or the time"]
+    return {
+        "injected": count, "statuses": {str(status): statuses.count(status) for status in set(statuses)},
+        "p50_seconds": round(percentile(seconds, 0.5), 1), "p99_seconds": round(percentile(seconds, 0.99), 1),
+        "problems": problems,
+    }  # fmt: skip
+
+
+def signalled_at_the_end(folder: pathlib.Path, count: int) -> dict[str, Any]:
+    """SIGTERM or SIGINT to one of two processes during the last step or its checkpoint: both stop, and nothing is lost.
+
+    They must not go on to the spectrum and the probe, which may take hours.
+    """
+    config = small_run(total_steps=6, batch_size=64, checkpoint_every_steps=100, devices=0)
+    seconds, statuses, problems = [], [], []
+    for k in range(count):
+        workdir = folder / f"late-{k}"
+        workdir.mkdir()
+
+        def change(k: int = k, workdir: pathlib.Path = workdir) -> None:
+            def send() -> None:
+                (workdir / "sent").write_text(str(time.time()))
+                signal.raise_signal((signal.SIGTERM, signal.SIGINT)[k // 2 % 2])
+
+            push, commit = StepMetrics.push, Checkpointer._commit_whole
+
+            def push_and_send(metrics: StepMetrics, step: int, scalars: Any) -> None:
+                push(metrics, step, scalars)
+                if step == 6 and jax.process_index() == k % 2:
+                    send()
+
+            def send_and_commit(checkpointer: Checkpointer, *step_and_config: Any) -> None:
+                if jax.process_index() == k % 2:
+                    (workdir / "sent").write_text(str(time.time()))
+                    os.kill(os.getpid(), (signal.SIGTERM, signal.SIGINT)[k // 2 % 2])
+                commit(checkpointer, *step_and_config)
+
+            if k % 4 < 2:
+                StepMetrics.push = push_and_send
+            else:
+                Checkpointer._commit_whole = send_and_commit
+
+        ended = together(config, workdir, devices=1, before=change)
+        sent = float((workdir / "sent").read_text())
+        seconds.append(max(end.time for end in ended) - sent)
+        statuses += [end.status for end in ended]
+        if [end.status for end in ended] != [1, 1] or last_step(workdir) != 6 or (workdir / "spectrum.npz").exists():
+            problems.append(
+                f"{k}: {[end.status for end in ended]}, step {last_step(workdir)}: {ended[0].errors[-300:]}"
+            )
+        again = together(config, workdir, devices=1)
+        if [end.status for end in again] != [0, 0] or not (workdir / "probe.json").exists():
+            problems.append(f"{k}, again: {again[0].errors[-300:]}")
+    problems += [] if max(seconds) < BOUND else [f"{max(seconds):.1f} seconds to the end"]
     return {
         "injected": count, "statuses": {str(status): statuses.count(status) for status in set(statuses)},
         "p50_seconds": round(percentile(seconds, 0.5), 1), "p99_seconds": round(percentile(seconds, 0.99), 1),

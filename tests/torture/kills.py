@@ -29,10 +29,13 @@ from harness import (
 from dcjax.training.checkpoint import Checkpointer
 
 
-def kill_runs(folder: pathlib.Path, kills: int, *, seed: int = 0) -> dict[str, Any]:
-    """SIGKILL at random moments, until there were so many; each run is started again until it ends."""
+def kill_runs(
+    folder: pathlib.Path, kills: int, *, number: signal.Signals = signal.SIGKILL, seed: int = 0
+) -> dict[str, Any]:
+    """SIGKILL or SIGTERM at random moments, until there were so many; each run is started again until it ends."""
     rng, config = random.Random(seed), small_run()
     killed = runs = starts = 0
+    ended_by = {signal.SIGKILL: (-signal.SIGKILL,), signal.SIGTERM: (1, 143, -signal.SIGTERM)}[number]
     differing: list[str] = []
     failures: list[str] = []
     with reference(folder, config) as (whole, seconds):
@@ -44,7 +47,7 @@ def kill_runs(folder: pathlib.Path, kills: int, *, seed: int = 0) -> dict[str, A
                 starts += 1
                 # Later from try to try, or on a machine that has become busier no run would reach its end.
                 moment = rng.uniform(0, seconds * (1 + tries / 10))
-                timer = threading.Timer(moment, child.send, (signal.SIGKILL,))
+                timer = threading.Timer(moment, child.send, (number,))
                 if killed < kills:
                     timer.start()
                 begin = time.monotonic()
@@ -53,9 +56,9 @@ def kill_runs(folder: pathlib.Path, kills: int, *, seed: int = 0) -> dict[str, A
                 if ended.status == 0:
                     seconds = min(seconds, time.monotonic() - begin)  # other work on the machine may have ended
                     break
-                killed += ended.status == -signal.SIGKILL
+                killed += ended.status in ended_by
                 print(f"{killed} kills, {runs} runs, {seconds:.1f} s a run", end="\r", file=sys.stderr, flush=True)
-                if ended.status != -signal.SIGKILL:
+                if ended.status not in ended_by or "Traceback" in ended.errors:
                     failures.append(f"{ended.status}: {ended.errors[-300:]}")
                     break
             if ended.status == 0:
