@@ -59,10 +59,11 @@ def newest_whole_step(workdir: pathlib.Path, *, before: int | None = None) -> tu
 
 def damage_notice(workdir: pathlib.Path, bad: Sequence[Check], step: int, *, moved_to: pathlib.Path | None) -> str:
     """The line about damaged steps, the newest first, in place of which `step` is used."""
-    why = some([f"{check.step}: {check.problem}" for check in bad])
-    numbers = some([str(check.step) for check in bad])
-    what = f"checkpoint {numbers} is" if len(bad) == 1 else f"checkpoints {numbers} are"
-    line = f"dcjax: {what} damaged ({why})"
+    if len(bad) == 1:
+        line = f"dcjax: checkpoint {bad[0].step} is damaged ({bad[0].problem})"
+    else:
+        numbers = some([str(check.step) for check in bad])
+        line = f"dcjax: checkpoints {numbers} are damaged (the newest: {bad[0].problem})"
     if moved_to is None:
         return f"{line}; step {step} is used instead"
     steps = bad[0].step - step

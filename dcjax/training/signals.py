@@ -96,7 +96,8 @@ class StopRequest:
 
     def _announce(self, number: int) -> None:
         with contextlib.suppress(OSError, ValueError):  # stderr may lie on a full disk
-            print("dcjax: stopping after this step, with a checkpoint", file=sys.stderr, flush=True)
+            # A line of its own, below the progress bar, which shows a step that the devices have left behind.
+            print("\ndcjax: stopping after the steps under way, with a checkpoint", file=sys.stderr, flush=True)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

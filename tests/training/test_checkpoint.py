@@ -83,7 +83,7 @@ def test_the_newest_whole_step_is_used(two, tmp_path):
     said = []
     with contextlib.closing(Checkpointer(workdir, read_only=True)) as checkpointer:
         assert checkpointer.last_whole_step(said.append) == 1
-    assert said == ["dcjax: checkpoint 2 is damaged (2: position/metadata has changed); step 1 is used instead"]
+    assert said == ["dcjax: checkpoint 2 is damaged (position/metadata has changed); step 1 is used instead"]
     assert (workdir / "checkpoints" / "2").is_dir()  # who only reads moves nothing
     checkpointer, step = open_run(workdir)
     checkpointer.close()
