@@ -143,25 +143,27 @@ class Run:
                 while step < total_steps and not (stopped := stop.reached()):
                     with section("data"), phase(f"the batch of step {step + 1}"):
                         batch = to_devices(next(self.loader), mesh)
-                    with phase(f"step {step + 1}", limited=step > first_step and not log.compiles):
+                    with phase(f"step {step + 1}", limited=step > first_step):  # the first one is compiled
                         with jax.transfer_guard("disallow"):  # an implicit transfer between host and device is an error
                             state, metrics = self.train_step(state, batch)
                         stop.begin()
                         step += 1
                         log.push(step, metrics)
-                    with phase(f"the look at step {step}", limited=log.has_looked and not log.compiles):
+                    with phase(f"the look at step {step}", limited=log.has_looked):  # compiled at the first one
                         log.look(step, state.variables)  # before the next step takes over the memory of this state
                     checkpointer.raise_if_failed()
                     if step % every == 0 and step < total_steps:
                         self.save(state, step)
                 stop.loop_ended()
                 if step == total_steps:
-                    with phase(f"step {step}", limited=not log.compiles):
+                    with phase(f"step {step}"):
                         log.finish()  # a run that goes on at its last step has its whole log
                 if step > first_step:  # or else there is nothing new
                     self.save(state, step)
                 checkpointer.wait()
-                stopped = stopped or stop.came_late()
+                stop.finish()
+                with phase("the end of the training in the other processes"):
+                    stopped = stopped or stop.came_late()
             except NotFiniteError as error:
                 stop.finish()
                 raise self.cause_of(error, state, stop) from error
@@ -179,7 +181,7 @@ class Run:
     def save(self, state: TrainState, step: int) -> None:
         """Starts writing a checkpoint, once the state is known to be finite."""
         config = self.components.config
-        with self.watchdog.phase(f"step {step}", limited=not self.log.compiles):
+        with self.watchdog.phase(f"step {step}"):
             self.log.drain()  # raises if the state is not finite
         position = {
             "step": step,

@@ -189,12 +189,13 @@ def test_the_untrained_encoders_statistics_are_settled(run, monkeypatch):
 
 def test_an_earlier_checkpoint_is_probed_without_changing_the_results(run, capsys):
     workdir = run["cached"]
-    folder, before = workdir / "checkpoints" / "2", sorted(path.name for path in workdir.iterdir())
+    folder = workdir / "checkpoints" / "2"
+    before = {path.name: path.stat().st_mtime_ns for path in workdir.iterdir()}
     probe(folder, labels_per_class=0, baselines=False, devices=1)
     printed = capsys.readouterr().out
     assert "of step 2 on" in printed
     assert "loss: " in printed
-    assert sorted(path.name for path in workdir.iterdir()) == before
+    assert {path.name: path.stat().st_mtime_ns for path in workdir.iterdir()} == before
     assert not (folder / "probe.json").exists()
 
 

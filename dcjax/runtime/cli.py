@@ -96,18 +96,21 @@ def leave(status: int, message: str, *, before: Callable[[], None] | None = None
 
     def last_words() -> None:
         if before is not None:
-            before()
+            _suppressing(before)
         print(f"dcjax: {message}", file=sys.stderr, flush=True)
 
     try:
-        for write in (sys.stdout.flush, last_words):
+        for write in (lambda: sys.stdout.flush(), last_words):
             thread = threading.Thread(target=_suppressing, args=(write,), daemon=True)
-            thread.start()
-            thread.join(LAST_WORDS_SECONDS)
+            try:
+                thread.start()
+                thread.join(LAST_WORDS_SECONDS)
+            except RuntimeError:  # no more threads
+                _suppressing(write)
     finally:
         os._exit(status)
 
 
-def _suppressing(write: Callable[[], None]) -> None:
-    with contextlib.suppress(Exception):  # stderr may be closed, no file, or on a full disk
+def _suppressing(write: Callable[[], object]) -> None:
+    with contextlib.suppress(Exception):  # a stream may be missing, closed, no file, or on a full disk
         write()

@@ -62,8 +62,8 @@ _questions = itertools.count()
 def told_to_stop() -> bool:
     """Whether JAX's preemption service tells all processes of a run to stop now; all have to ask equally often.
 
-    After a signal to any process, the service answers yes to the question that follows the last one that any process
-    had asked. It forgets a signal that came before the first question, which `start_processes` therefore asks.
+    After a signal to any process, the service answers yes to one question alone, the one whose number follows that of
+    the last question that any process had asked. So they are numbered here, and `start_processes` asks the first one.
     """
     return multihost_utils.reached_preemption_sync_point(next(_questions))
 

@@ -207,7 +207,7 @@ class StepMetrics:
         self._writer, self._every, self._batch_size = writer, every, batch_size
         self._monitor, self._look_every = monitor, look_every
         self._looked: int | None = None  # the last step that `look` was called for
-        self._first_look: concurrent.futures.Future[Look] | None = None
+        self._has_looked = False
         self._in_flight: collections.deque[tuple[int, dict[str, jax.Array]]] = collections.deque()
         self._sums = dict(sums)
         self._last_step = 0
@@ -238,14 +238,9 @@ class StepMetrics:
         self._writer.write_looks()
 
     @property
-    def compiles(self) -> bool:
-        """Whether the first look is under way, for which programs are compiled."""
-        return self._first_look is not None and not self._first_look.done()
-
-    @property
     def has_looked(self) -> bool:
-        """Whether this process has started a look."""
-        return self._first_look is not None
+        """Whether this process has started a look, so that its program is compiled."""
+        return self._has_looked
 
     def look(self, step: int, variables: Any) -> None:
         """Starts a look of the monitor if one is due: at the first and the last step of a run, and every few steps.
@@ -256,9 +251,8 @@ class StepMetrics:
         if self._monitor is None or self._look_every is None or (first and step == last):
             return
         if step in (0, last) or step % self._look_every == 0:
-            look = self._monitor.look(step, variables)
-            self._first_look = self._first_look or look
-            self._writer.expect(step, look)
+            self._has_looked = True
+            self._writer.expect(step, self._monitor.look(step, variables))
 
     def flush(self) -> None:
         """Writes the average of the steps since the last line, if there were any."""

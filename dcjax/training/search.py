@@ -81,7 +81,7 @@ def _search(workdir: pathlib.Path, before: int | None) -> tuple[int | None, list
         check = check_step(folder)
         if not check.problem:
             return check.step, bad
-        if os.path.isdir(folder):  # or else the run that is training has removed it
+        if check.unreadable or os.path.isdir(folder):  # or else the run that is training has removed it
             bad.append(check)
     return None, bad
 

@@ -31,7 +31,6 @@ class StopRequest:
         self._requested = False
         self._begun = self._finished = False
         self._interrupts = 0
-        self._ended: float | None = None  # when the loop ended
         self._contexts = contextlib.ExitStack()
 
     def __enter__(self) -> "StopRequest":
@@ -66,17 +65,17 @@ class StopRequest:
 
     def loop_ended(self) -> None:
         """Notes that no step follows."""
-        self._ended = time.monotonic()
         with contextlib.suppress(ValueError):  # outside the main thread, as in `__enter__`
             signal.signal(signal.SIGTERM, self._request)  # the preemption service's answer would come too late
 
     def came_late(self) -> bool:
-        """Whether a signal came during the last step or after it; every process must ask once, after `loop_ended`."""
+        """Whether a signal came during the last step or after it.
+
+        Every process must ask once, after all of them have called `loop_ended` and each has called `finish`.
+        """
         if not self._several:
             return self._requested
-        # A signal from before `loop_ended` is known to the service by now, or will be in a moment.
-        assert self._ended is not None
-        time.sleep(max(0.0, self._ended + NOTICE_SECONDS - time.monotonic()))
+        time.sleep(NOTICE_SECONDS)  # then the service knows of every signal from before `loop_ended`
         found = told_to_stop() or self._requested
         return bool(from_processes(np.array([found])).any())
 

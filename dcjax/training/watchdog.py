@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -94,4 +95,7 @@ class Watchdog:
 
 def _print_stacks() -> None:
     print(file=sys.stderr, flush=True)  # ends the line of the progress bar
-    faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr, all_threads=True)
+    with tempfile.TemporaryFile("w+") as file:  # `faulthandler` writes with Python's lock held, and a pipe may be full
+        faulthandler.dump_traceback(file=file, all_threads=True)
+        file.seek(0)
+        print(file.read(), file=sys.stderr, flush=True)

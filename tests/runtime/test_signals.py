@@ -71,6 +71,13 @@ def test_outside_the_main_thread_nothing_changes():
     assert found == [signal.getsignal(signal.SIGTERM)]
 
 
+def test_a_mistake_is_told_though_there_is_no_stdout():
+    command = f"{sys.executable} -c 'from dcjax.runtime.cli import leave; leave(2, \"a mistake\")' >&-"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, shell=True, env=env, stderr=subprocess.PIPE, text=True)
+    assert (process.returncode, process.stderr) == (2, "dcjax: a mistake\n")
+
+
 @pytest.mark.parametrize("stderr", ["/dev/full", "closed"])
 def test_a_command_ends_though_nothing_can_be_printed(stderr):
     code = "import os, signal, time\nwith end_on_signals(''): os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"

@@ -169,6 +169,10 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(two, monkeypatc
         with pytest.raises(InterruptedRunError, match=r"cannot be read now: 2 .*Stale file handle"):
             checkpointer.last_whole_step()
         assert checkpointer.all_steps() == [1, 2]
+        with monkeypatch.context() as patch:  # a mount that has gone
+            patch.setattr(search.os.path, "isdir", lambda path: False)
+            with pytest.raises(InterruptedRunError, match="Stale file handle"):
+                checkpointer.last_whole_step()
     monkeypatch.setattr(checkpoint, "check_step", unreadable)
     with pytest.raises(InterruptedRunError, match=r"checkpoints/2 cannot be read now: x cannot be read \(Stale"):
         open_run(two, 2)

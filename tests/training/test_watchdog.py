@@ -1,22 +1,21 @@
 """The watchdog: what it ends, what it lets pass."""
 
-import concurrent.futures
 import contextlib
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
-from helpers import run_main, tiny_config
+from helpers import ROOT, run_main, tiny_config
 
-from dcjax.collapse.monitor import Look
 from dcjax.components import build
 from dcjax.program import make_optimizer, make_schedule
 from dcjax.resume import start_or_resume
 from dcjax.training import watchdog
 from dcjax.training.checkpoint import Checkpointer
-from dcjax.training.metrics import MetricsWriter, StepMetrics
 from dcjax.training.watchdog import Watchdog
 
 LONG = 30.0  # seconds that a test waits for what should take one
@@ -108,19 +107,35 @@ def test_checkpoints_are_read_in_a_phase(four_steps, tmp_path, monkeypatch):
     ]
 
 
-def test_what_waits_for_the_first_look_is_not_limited(tmp_path):
-    """It is compiled."""
-    look = concurrent.futures.Future()
-    monitor = SimpleNamespace(look=lambda step, variables: look, close=lambda: None)
-    writer = MetricsWriter(tmp_path, first_step=0, kept_step=0, total_steps=9, batch_size=1)
-    metrics = StepMetrics(writer, every=3, batch_size=1, sums={}, monitor=monitor, look_every=4)
-    assert (metrics.has_looked, metrics.compiles) == (False, False)
-    metrics.look(0, None)
-    assert (metrics.has_looked, metrics.compiles) == (True, True)
-    look.set_result(Look(0, {}, {}, {}))
-    metrics.look(4, None)
-    assert (metrics.has_looked, metrics.compiles) == (True, False)
-    metrics.close()
+def test_a_run_ends_though_nobody_reads_its_output():
+    """A pipe takes the first line, but not the stacks."""
+    code = """
+import sys, threading
+from dcjax.training.watchdog import Watchdog
+def wait(depth):
+    wait(depth - 1) if depth else threading.Event().wait()
+for _ in range(8):
+    threading.Thread(target=wait, args=(80,), daemon=True).start()
+with Watchdog(0.5) as dog, dog.phase("step 3"):
+    print("ready", flush=True)
+    wait(80)
+"""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    near, far = os.pipe()
+    os.set_blocking(far, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(far, bytes(4096))
+    os.set_blocking(far, True)
+    os.read(near, 4096)
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=far)
+    try:
+        assert process.wait(timeout=60) == 75
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(near)
+        os.close(far)
 
 
 @pytest.mark.slow
