@@ -82,7 +82,7 @@ def run(command: Callable[[Sequence[str]], None], argv: Sequence[str] | None = N
     sys.exit(0)
 
 
-def leave(status: int, message: str, *, before: Callable[[], None] | None = None) -> NoReturn:
+def leave(status: int, message: str, *, before: Callable[[], str] | None = None) -> NoReturn:
     """Prints one line and ends the process at once, so that threads still at work do not print errors of their own.
 
     It ends also where nothing can be printed: on a full disk, after the end of the program that reads the output, or
@@ -91,13 +91,14 @@ def leave(status: int, message: str, *, before: Callable[[], None] | None = None
     Args:
       status: the exit status.
       message: the line, without the name of the program.
-      before: writes to stderr before the line.
+      before: gives the text before the line, which is written with it at once.
     """
 
     def last_words() -> None:
-        if before is not None:
-            _suppressing(before)
-        print(f"dcjax: {message}", file=sys.stderr, flush=True)
+        text = ""
+        with contextlib.suppress(Exception):
+            text = before() if before is not None else ""
+        print(f"{text}dcjax: {message}", file=sys.stderr, flush=True)
 
     try:
         for write in (lambda: sys.stdout.flush(), last_words):

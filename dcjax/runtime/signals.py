@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,16 +79,12 @@ def _listen(near: socket.socket, note: str) -> None:
         while numbers := near.recv(64):
             for number in numbers:
                 if number in NUMBERS and not (_answers and _answers(number)):
-                    name, before = signal.Signals(number).name, _end_line if _answers else None
+                    # In the loop, the line of the progress bar is ended first.
+                    name, before = signal.Signals(number).name, (lambda: "\n") if _answers else None
                     if answered:  # the loop wanted to save, and is not waited for
                         leave(128 + number, f"ended by a second {name}; {LOST}", before=before)
                     leave(128 + number, f"ended by {name}; {note}", before=before)
                 answered |= number in NUMBERS
-
-
-def _end_line() -> None:
-    """Ends the line of the loop's progress bar."""
-    print(file=sys.stderr)
 
 
 def _nothing(number: int, _frame: Any) -> None:

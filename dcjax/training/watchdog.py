@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import faulthandler
-import sys
 import tempfile
 import threading
 import time
@@ -89,13 +88,13 @@ class Watchdog:
             EXIT_STATUS,
             f"{this}{phase.name} has taken more than {self._limit:g} seconds; the stacks of all threads are above. If "
             "it hung, the same command goes on from the last checkpoint; if it is merely slow, raise watchdog_seconds",
-            before=_print_stacks,
+            before=_stacks,
         )
 
 
-def _print_stacks() -> None:
-    print(file=sys.stderr, flush=True)  # ends the line of the progress bar
+def _stacks() -> str:
+    """The stacks of all threads, on lines below that of the progress bar."""
     with tempfile.TemporaryFile("w+") as file:  # `faulthandler` writes with Python's lock held, and a pipe may be full
         faulthandler.dump_traceback(file=file, all_threads=True)
         file.seek(0)
-        print(file.read(), file=sys.stderr, flush=True)
+        return f"\n{file.read()}"
