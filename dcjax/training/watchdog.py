@@ -19,6 +19,7 @@ TICK_SECONDS = 1.0
 @dataclasses.dataclass(eq=False)
 class _Phase:
     name: str
+    began: float
     seconds: float = 0.0
 
 
@@ -60,7 +61,7 @@ class Watchdog:
         if not (limited and self._limit):
             yield
             return
-        phase = _Phase(name)
+        phase = _Phase(name, time.monotonic())
         with self._lock:
             self._phases.add(phase)
         try:
@@ -77,7 +78,7 @@ class Watchdog:
             passed, last = min(now - last, 2 * tick), now  # more than that passes only where the process stands still
             with self._lock:
                 for phase in self._phases:
-                    phase.seconds += passed
+                    phase.seconds += min(passed, now - phase.began)  # it may have begun since the last look
                 late = [phase for phase in self._phases if phase.seconds > self._limit]
             if late:
                 self._end(max(late, key=lambda phase: phase.seconds))

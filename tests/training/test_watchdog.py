@@ -36,8 +36,12 @@ def ended(monkeypatch):
 
 def test_a_phase_that_takes_too_long_is_named(ended):
     calls, called = ended
-    with Watchdog(0.2) as dog, dog.phase("step 7"), dog.phase("something else", limited=False):
-        assert called.wait(LONG)
+    with Watchdog(0.2) as dog:
+        time.sleep(0.03)  # the phase begins between two looks
+        begin = time.monotonic()
+        with dog.phase("step 7"), dog.phase("something else", limited=False):
+            assert called.wait(LONG)
+        assert time.monotonic() - begin > 0.2
     status, message = calls[0]
     assert status == 75
     assert message.startswith("step 7 has taken more than 0.2 seconds; the stacks")
