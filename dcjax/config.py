@@ -9,6 +9,7 @@ import pathlib
 import runpy
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -77,13 +78,23 @@ def load_config(spec: str) -> Any:
         except ValueError as error:  # configs raise it for an argument that they do not know
             raise SettingError(f"--config={spec}: {error}") from error
         except Exception as error:
-            raise SettingError(f"--config={spec}: {type(error).__name__}: {error}") from error
+            raise SettingError(f"--config={spec}: {_failure(error, str(file))}") from error
     if not isinstance(config, ConfigDict):
         raise SettingError(f"--config={spec}: get_config() must return a ConfigDict, found {type(config).__name__}")
     try:
         return as_config_dict(from_keys(flatten(config))).lock()
     except SettingError as error:
         raise SettingError(f"--config={spec}: {error}") from error
+
+
+def _failure(error: Exception, file: str) -> str:
+    """The error that a config file ended with, and the line of the file."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f"line {lines[-1]}: " if lines else ""
+    cause = error.args[0] if error.args else None
+    if isinstance(error, AttributeError) and isinstance(cause, KeyError):  # so a ConfigDict reports a key it lacks
+        return f"{where}no config key {'. '.join(str(cause.args[0]).splitlines())}"
+    return f"{where}{type(error).__name__}: {printable(str(error))}"
 
 
 @contextlib.contextmanager

@@ -137,7 +137,7 @@ def test_bad_command_lines(argv, message):
 
 def test_a_config_file_that_fails_is_named(tmp_path):
     (tmp_path / "broken.py").write_text("def get_config():\n    return 1 / 0\n")
-    with pytest.raises(SettingError, match=r"broken\.py: ZeroDivisionError"):
+    with pytest.raises(SettingError, match=r"broken\.py: line 2: ZeroDivisionError: division by zero$"):
         load_config(str(tmp_path / "broken.py"))
     (tmp_path / "other.py").write_text("def get_config():\n    return {}\n")
     with pytest.raises(SettingError, match=r"other\.py: get_config\(\) must return a ConfigDict, found dict"):
@@ -146,6 +146,12 @@ def test_a_config_file_that_fails_is_named(tmp_path):
     (tmp_path / "keys.py").write_text(keys)
     with pytest.raises(SettingError, match=r"keys\.py: config key 'batchsize' is not known.*'batch_size'"):
         load_config(str(tmp_path / "keys.py"))
+    typo = (
+        "from configs import common\ndef get_config():\n    c = common.recipe()\n    c.projecor.d0 = 3\n    return c\n"
+    )
+    (tmp_path / "typo.py").write_text(typo)
+    with pytest.raises(SettingError, match=r"typo\.py: line 4: no config key 'projecor'\. Did you mean \"projector\""):
+        load_config(str(tmp_path / "typo.py"))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(SettingError, match=r"empty\.py.*get_config"):
         load_config(str(tmp_path / "empty.py"))

@@ -13,7 +13,7 @@ Tone = Literal["good", "bad", "unknown"]
 WORDS = {
     "none": "has not collapsed",
     "dimensional": "has collapsed in some dimensions",
-    "few": "has not collapsed, but for a few directions",
+    "few": "has collapsed in a few directions only",
     "rank": "has lost half of its effective rank",
     "complete": "has collapsed completely",
     "undetermined": "cannot be judged from so few rows",
@@ -53,7 +53,7 @@ def finding(run: Run) -> Finding:
         source = "the spectra alone"
         kinds = {part: _kind(values) for part, values in run.final.items()}
     look_closer = f"dcjax collapse {run.folder}"
-    reasons = [*_progress(run), *_counts(run), _loss(run)]
+    reasons = [*_progress(run), *_counts(run), *_usual(kinds), _loss(run)]
     if not kinds:
         advice = f"{look_closer} judges the embeddings of the run's last checkpoint."
         headline = "Not known: the run has neither a monitor's verdict nor spectra."
@@ -93,7 +93,7 @@ def finding(run: Run) -> Finding:
 _SHORT = {
     "none": "no collapse",
     "dimensional": "dimensional",
-    "few": "few directions lost",
+    "few": "few directions",
     "rank": "rank has fallen",
     "complete": "complete",
     "undetermined": "undetermined",
@@ -126,6 +126,15 @@ def _counts(run: Run) -> list[str]:
         return []
     where = "in the spectra of the finished run" if run.ended else f"at step {run.looks[-1].step:,}"
     return [f"Directions at or below a millionth of the largest eigenvalue, {where}: {', '.join(found)}."]
+
+
+def _usual(kinds: dict[str, str]) -> list[str]:
+    """A sentence where a part has lost fewer directions than the monitor warns about."""
+    words = (
+        "A network with a ReLU usually has some: single channels that stay at zero. They are too few for a warning of "
+        "the monitor; dcjax collapse calls even one of them dimensional collapse."
+    )
+    return [words] if "few" in kinds.values() else []
 
 
 def _progress(run: Run) -> list[str]:

@@ -94,6 +94,8 @@ class MetricsWriter:
     def advance(self) -> None:
         """Moves the bar on by one step."""
         if self._active:
+            if self._bar.n == self._bar.initial:
+                self._bar.unpause()  # the first step is compiled, which says nothing of the time left
             self._bar.update(self._batch_size)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -110,11 +110,14 @@ def test_the_verdict_in_words_is_that_of_the_monitor(tmp_path):
         return finding(read_run(str(folder)))
 
     one = found(verdict={"r": "dimensional", "z": "none", "\x1b[31m": "none"})
-    assert (one.tone, one.short) == ("good", "r: few directions lost, z: no collapse")
+    assert (one.tone, one.short) == ("good", "r: few directions, z: no collapse")
+    assert "The representation r has collapsed in a few directions only" in one.headline
+    assert any("even one of them" in reason for reason in one.reasons)
     one = found(signs=["r/dimensional"])
+    assert not any("even one of them" in reason for reason in one.reasons)
     assert (one.tone, one.short) == ("bad", "r: dimensional, z: no collapse")
     one = found(signs=["chance", "z/rank"])
-    assert (one.tone, one.short) == ("bad", "at its chance line, r: few directions lost, z: rank has fallen")
+    assert (one.tone, one.short) == ("bad", "at its chance line, r: few directions, z: rank has fallen")
     assert one.headline.startswith("The embedding tells no images apart")
     one = found(verdict={"r": "none", "z": "complete"})
     assert (one.tone, one.parts["z"]) == ("bad", "complete")
