@@ -1,6 +1,8 @@
 """Test set-up: eight virtual CPU devices, a persistent compile cache, strict numerics on request."""
 
+import argparse
 import gc
+import importlib
 import importlib.metadata
 import os
 import tempfile
@@ -29,7 +31,7 @@ import pytest  # noqa: E402
 CHECKED = ["dcjax.losses", "dcjax.collapse", "dcjax.toy", "dcjax.data.image_ops"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
-from helpers import double_precision, tiny_config  # noqa: E402
+from helpers import ParsedError, double_precision, tiny_config  # noqa: E402
 
 from dcjax.runtime.mesh import order_cpu_collectives  # noqa: E402
 
@@ -78,3 +80,20 @@ def four_steps(tmp_path_factory):
 
     workdir = tmp_path_factory.mktemp("runs") / "four"
     return workdir, pretrain(tiny_config(), workdir)
+
+
+@pytest.fixture
+def stops_after_parsing(monkeypatch):
+    """Lets commands parse their flags and check their config, then raises `ParsedError`."""
+
+    def then_stop(parse):
+        def stopping(*arguments, **options):
+            parse(*arguments, **options)
+            raise ParsedError
+
+        return stopping
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))
+    for name in ("dcjax.main", "dcjax.compile", "experiments.benchmarks.step"):
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "config_from_flags", then_stop(module.config_from_flags))

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import importlib
+import inspect
 import os
 import pathlib
 import subprocess
@@ -151,3 +153,14 @@ def write_images(folder, count, size=8, seed=0):
     rng = np.random.default_rng(seed)
     for i in range(count):
         cv2.imwrite(str(folder / f"{i:03d}.png"), rng.integers(256, size=(size, size, 3), dtype=np.uint8))
+
+
+class ParsedError(Exception):
+    """Raised, under the fixture `stops_after_parsing`, where a command has taken its flags and would begin its work."""
+
+
+def start_module(module, *arguments, monkeypatch):
+    """Starts the command `python -m MODULE ARGUMENTS` in this process."""
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    main = importlib.import_module(module).main
+    main(list(arguments)) if inspect.signature(main).parameters else main()

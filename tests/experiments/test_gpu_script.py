@@ -1,16 +1,13 @@
 """`experiments/gpu.sh`: every command that it would give is one that its program takes, and bad input ends at once."""
 
-import argparse
-import importlib
 import os
 import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, write_images
+from helpers import ROOT, ParsedError, start_module, write_images
 
 from dcjax.runtime import cli
-from experiments.benchmarks import step
 from experiments.scales import SCALES
 
 SCRIPT = ROOT / "experiments" / "gpu.sh"
@@ -18,10 +15,6 @@ GPU_SCALES = [name for name in SCALES if name.startswith("gpu")]
 RECORDER = """#!/usr/bin/env bash
 printf '%s\\n' "$@" "--end--" >> "$RECORD"
 """
-
-
-class ParsedError(Exception):
-    """Raised where a command has taken its flags and would begin its work."""
 
 
 def run_script(*arguments, tmp_path):
@@ -34,29 +27,6 @@ def run_script(*arguments, tmp_path):
     environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "RECORD": str(record)}
     process = subprocess.run(["bash", str(SCRIPT), *arguments], env=environment, capture_output=True, text=True)
     return process, [text.split("\n")[:-1] for text in record.read_text().split("--end--\n")[:-1]]
-
-
-@pytest.fixture
-def stops_after_parsing(monkeypatch):
-    """Lets parsers parse in full, then stops the command."""
-
-    def then_stop(parse):
-        def stopping(self, *arguments, **options):
-            parse(self, *arguments, **options)
-            raise ParsedError
-
-        return stopping
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))
-    monkeypatch.setattr(step, "config_from_flags", then_stop(step.config_from_flags))
-
-
-def parse(command, monkeypatch):
-    """Gives `-m MODULE ARGUMENTS` to the module's own parser; raises `ParsedError` where it takes them."""
-    assert command[0] == "-m"
-    monkeypatch.setattr(sys, "argv", ["program", *command[2:]])
-    main = importlib.import_module(command[1]).main
-    main(command[2:]) if main.__code__.co_argcount else main()
 
 
 def test_the_shell_reads_the_script():
@@ -78,17 +48,18 @@ def test_every_command_is_one_that_its_program_takes(part, tmp_path, monkeypatch
             collected = subprocess.run(only, cwd=ROOT, capture_output=True, text=True)
             assert "test_a_run_resumes_and_is_probed" in collected.stdout
             continue
+        assert command[0] == "-m"
         with pytest.raises(ParsedError):
-            parse(command, monkeypatch)
+            start_module(*command[1:], monkeypatch=monkeypatch)
     if part in SCALES:
         assert all(f"--scale={part}" in command for command in commands)
 
 
 def test_a_wrong_flag_would_be_found(monkeypatch, stops_after_parsing, tmp_path):
     with pytest.raises(SystemExit):
-        parse(["-m", "experiments.benchmarks.loss", "--size", "4096", "--pairs", "1"], monkeypatch)
+        start_module("experiments.benchmarks.loss", "--size", "4096", "--pairs", "1", monkeypatch=monkeypatch)
     with pytest.raises(cli.SettingError):
-        parse(["-m", "experiments.table1", "--scale=gpu_moon"], monkeypatch)
+        start_module("experiments.table1", "--scale=gpu_moon", monkeypatch=monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""The documents: their links lead somewhere, their commands are ones that the programs take, their Python runs."""
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT, ParsedError, start_module
+
+from dcjax.__main__ import COMMANDS
+
+FOLDERS = ("", "docs", "experiments", "experiments/results")
+DOCUMENTS = sorted(file for folder in FOLDERS for file in (ROOT / folder).glob("*.md"))
+
+
+def name(file: pathlib.Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def blocks(file: pathlib.Path, language: str) -> list[str]:
+    """The fenced blocks of a document in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(file: pathlib.Path) -> set[str]:
+    """The anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name)
+def test_links_lead_somewhere(file):
+    for link in re.findall(r"\]\(([^)\s]+)\)", file.read_text()):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (file.parent / path).resolve() if path else file
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def commands(file: pathlib.Path) -> list[list[str]]:
+    """The commands of a document's shell blocks that start the package or an experiment: module and arguments."""
+    found = []
+    for block in blocks(file, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["dcjax"]:
+                found.append([COMMANDS[words[1]][0], *words[2:]])
+            elif words[:2] == ["python", "-m"] and words[2].startswith(("dcjax.", "experiments.")):
+                found.append(words[2:])
+    return found
+
+
+WITH_COMMANDS = [file for file in DOCUMENTS if commands(file)]
+
+
+@pytest.mark.parametrize("file", WITH_COMMANDS, ids=name)
+def test_commands_are_taken(file, stops_after_parsing, monkeypatch):
+    for module, *arguments in commands(file):
+        with pytest.raises(ParsedError):
+            start_module(module, *arguments, monkeypatch=monkeypatch)
+
+
+@pytest.mark.slow
+def test_python_runs(tmp_path):
+    """Each block in a process of its own, as a reader would paste it, beside a run of the quickstart."""
+    shorter = ("--config.total_steps=4", "--config.optimizer.warmup_steps=1", "--config.probe.after_training=False")
+    train = [sys.executable, "-m", "dcjax", "main", "--config=configs/quickstart.py", *shorter]
+    subprocess.run(train, cwd=tmp_path, check=True)
+    for file in DOCUMENTS:
+        for block in blocks(file, "python"):
+            subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
