@@ -155,8 +155,11 @@ def write_images(folder, count, size=8, seed=0):
         cv2.imwrite(str(folder / f"{i:03d}.png"), rng.integers(256, size=(size, size, 3), dtype=np.uint8))
 
 
-class ParsedError(Exception):
-    """Raised, under the fixture `stops_after_parsing`, where a command has taken its flags and would begin its work."""
+class ParsedError(BaseException):
+    """Raised, under the fixture `stops_after_parsing`, where a command has taken its flags and would begin its work.
+
+    It is no `Exception`, which `dcjax collapse` would take for an error of its own, and end the process.
+    """
 
 
 def start_module(module, *arguments, monkeypatch):
