@@ -9,7 +9,7 @@ import sys
 import tomllib
 
 import pytest
-from helpers import new_process, tiny_config, write_images
+from helpers import tiny_config, write_images
 
 import dcjax.main
 import dcjax.probe
@@ -196,17 +196,17 @@ def test_help_lists_every_key(capsys):
         assert f"--config.{name} " in printed
 
 
-def test_a_run_is_read_without_running_a_config(tmp_path):
+def test_a_run_is_read_without_running_a_config(tmp_path, monkeypatch, capsys):
     """The probe's directory may hold anything: no file of it is executed."""
     pretrain(tiny_config(total_steps=1), tmp_path / "run")
     hostile = "import pathlib\npathlib.Path('executed').touch()\nraise SystemExit('executed')\n"
     for name in ("directclr", "quickstart", "simclr", "common", "__init__"):
         (tmp_path / "configs").mkdir(exist_ok=True)
         (tmp_path / "configs" / f"{name}.py").write_text(hostile)
-    arguments = ["run", "--features=all", "--labels_per_class=0", "--devices=1"]
-    code = f"import helpers\nfrom dcjax.probe import main\nmain({arguments})"
-    env = new_process(1)
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "effective rank" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("")  # as in `python -m dcjax.probe`
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    dcjax.probe.main(["run", "--features=all", "--labels_per_class=0", "--devices=1"])
+    assert "effective rank" in capsys.readouterr().out
     assert not (tmp_path / "executed").exists()
