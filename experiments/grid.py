@@ -218,8 +218,20 @@ def load(jobs: Sequence[Job], results: pathlib.Path) -> dict[Job, dict[str, Any]
 def plan(jobs: Sequence[Job], pending: Sequence[Job], scale: Scale, at_a_time: int) -> str:
     """The text of `--dry_run`."""
     lines = [f"{len(jobs)} runs, {len(jobs) - len(pending)} done, {len(pending)} to run, {at_a_time} at a time"]
-    lines += [f"scale: {scale.description}", f"cost of a run: {scale.minutes}", f"data: {scale.data}"]
+    trained = sum(row_named(job.row).trained for job in pending)
+    cost = f"{spelled(scale.minutes)} of {scale.processor}"
+    lines += [
+        f"scale: {scale.description}",
+        f"cost of a run: {cost}",
+        f"cost of all: {spelled(trained * scale.minutes)} one after the other; an untrained encoder costs little",
+        f"data: {scale.data}",
+    ]
     return "\n".join([*lines, *(f"  {'to run' if job in pending else 'done  '}  {job.name}" for job in jobs)])
+
+
+def spelled(minutes: float) -> str:
+    """A time in words."""
+    return f"{minutes:g} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
 
 
 def summary(results: Results) -> dict[str, dict[str, Any]]:

@@ -60,7 +60,8 @@ class Scale:
       width: entries of r.
       changes: config key to value, over that config.
       learning_rates: projector to the rate that `experiments.learning_rate` found; others take the config's.
-      minutes: how long one run takes, and on which processor.
+      minutes: how long one run takes.
+      processor: on which processor that is, and where it comes from if it was not measured.
       data: how to get the images, or where they come from.
       images_per_class: how many training images of a class to train on, and how many more to hold out for the choice of
         the rate; None to train on all.
@@ -72,7 +73,8 @@ class Scale:
     width: int
     changes: Mapping[str, Any]
     learning_rates: Mapping[str, float]
-    minutes: str
+    minutes: float
+    processor: str
     data: str
     images_per_class: tuple[int, int] | None = None
     threads: int = 0
@@ -90,14 +92,18 @@ TINY_IMAGENET = (
 )
 
 
-def gpu_scale(encoder: str, data_set: str, *, epochs: int, minutes: str) -> Scale:
+GPU_SPEED = 5e13  # FLOP/s, a guess at what a run reaches
+
+
+def gpu_scale(encoder: str, data_set: str, *, epochs: int, operations: float) -> Scale:
     """A scale whose runs are planned to take less than an hour of one GPU.
 
     Args:
       encoder: `resnet18` or `resnet50`.
       data_set: `cifar10` or `tiny_imagenet`, as class folders.
       epochs: of pre-training, a tenth of them warm-up as in the paper.
-      minutes: the cost of a run, as far as it is known without a measurement.
+      operations: floating-point operations of the training: those of a forward pass (XLA's cost analysis) times 3 for
+        the gradient (4 where it computes the forward pass again), 2 views and the images of all epochs.
     """
     name, data, size = {"cifar10": ("CIFAR-10", CIFAR10, 32), "tiny_imagenet": ("Tiny-ImageNet", TINY_IMAGENET, 64)}[
         data_set
@@ -118,7 +124,8 @@ def gpu_scale(encoder: str, data_set: str, *, epochs: int, minutes: str) -> Scal
             "model.remat": encoder == "resnet50",
         },
         learning_rates={},
-        minutes=f"not measured; {minutes}",
+        minutes=round(operations / GPU_SPEED / 60),
+        processor=f"a GPU at {GPU_SPEED / 1e12:g} TFLOP/s ({operations:.1e} FLOP; not measured)",
         data=data,
     )
 
@@ -152,7 +159,8 @@ LAPTOP = Scale(
         "low_rank": 6.0,
         "random_subset": 3.0,
     },
-    minutes="7 minutes of one CPU core",
+    minutes=7,
+    processor="one CPU core",
     data=CIFAR10,
     images_per_class=(1000, 300),
     threads=1,
@@ -165,7 +173,8 @@ SCALES = {
         width=64,
         changes={"devices": 1, "projector.hidden": 64, "projector.features": 32, "checkpoint_every_steps": 100},
         learning_rates={},
-        minutes="1 minute of one CPU core",
+        minutes=2,
+        processor="one CPU core",
         data="comes with scikit-learn",
         threads=1,
     ),
@@ -174,28 +183,20 @@ SCALES = {
         LAPTOP,
         description=f"{LAPTOP.description}, 60 epochs instead of 15",
         changes={**LAPTOP.changes, "total_steps": 2400, "optimizer.warmup_steps": 240},
-        minutes="27 minutes of one CPU core",
+        minutes=27,
     ),
-    # The minutes are those of the training's floating-point operations at 50 TFLOP/s. Their number is that of a forward
-    # pass (XLA's cost analysis) times 3 for the gradient (4 where it computes the forward pass again), 2 views and the
-    # images of all epochs.
-    "gpu": gpu_scale("resnet18", "cifar10", epochs=40, minutes="1.2e16 FLOP, 4 minutes of a GPU at 50 TFLOP/s"),
-    "gpu_resnet50": gpu_scale(
-        "resnet50", "cifar10", epochs=40, minutes="3.9e16 FLOP, 13 minutes of a GPU at 50 TFLOP/s"
-    ),
-    "gpu_tiny_imagenet": gpu_scale(
-        "resnet18", "tiny_imagenet", epochs=20, minutes="5.0e16 FLOP, 17 minutes of a GPU at 50 TFLOP/s"
-    ),
-    "gpu_tiny_imagenet_resnet50": gpu_scale(
-        "resnet50", "tiny_imagenet", epochs=15, minutes="1.2e17 FLOP, 40 minutes of a GPU at 50 TFLOP/s"
-    ),
+    "gpu": gpu_scale("resnet18", "cifar10", epochs=40, operations=1.2e16),
+    "gpu_resnet50": gpu_scale("resnet50", "cifar10", epochs=40, operations=3.9e16),
+    "gpu_tiny_imagenet": gpu_scale("resnet18", "tiny_imagenet", epochs=20, operations=5.0e16),
+    "gpu_tiny_imagenet_resnet50": gpu_scale("resnet50", "tiny_imagenet", epochs=15, operations=1.2e17),
     "paper": Scale(
         description="ImageNet at 224 px, ResNet-50 (2048-d r), 100 epochs",
         base="configs/simclr.py:{projector},imagenet",
         width=2048,
         changes={},
         learning_rates={},
-        minutes="about 7 hours of 32 V100 and 20 hours of 8 V100 for the probe (the authors' runs)",
+        minutes=27 * 60,
+        processor="V100 GPUs (32 for 7 hours, 8 for 20 hours of the probe; the authors' runs)",
         data="ImageNet, prepared by dcjax prepare; --data=DIR is its --data_dir",
     ),
 }

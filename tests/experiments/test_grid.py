@@ -29,7 +29,7 @@ def tiny(monkeypatch):
     before = flatten(load_config("configs/quickstart.py"))
     changed = {key: value for key, value in flatten(tiny_config(total_steps=2)).items() if value != before[key]}
     changed = {key: value for key, value in changed.items() if key not in ("projector.d0", "seed")}
-    scale = Scale("tiny digits", "configs/quickstart.py", 32, changed, {}, "seconds", "here", threads=1)
+    scale = Scale("tiny digits", "configs/quickstart.py", 32, changed, {}, 1, "a core", "here", threads=1)
     monkeypatch.setitem(SCALES, "digits", scale)
     return as_flags(tiny_config())
 
@@ -76,7 +76,8 @@ def test_plan_and_list(tmp_path, capsys):
     table1.main([*flags, "--dry_run"])
     printed = capsys.readouterr().out
     assert "15 runs, 2 done, 13 to run" in printed
-    assert SCALES["digits"].minutes in printed
+    assert f"cost of a run: {SCALES['digits'].minutes} minutes of one CPU core" in printed
+    assert f"cost of all: {10 * SCALES['digits'].minutes} minutes" in printed  # 3 of 13 are the untrained encoder
     table1.main([*flags, "--list", "--rows", "none", "direct"])
     lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 4
@@ -223,18 +224,18 @@ def test_a_part_of_the_images_is_taken_by_links(tmp_path, monkeypatch):
     for split in ("train", "test"):
         for label in "ab":
             write_images(tmp_path / "all" / split / label, 5)
-    small = Scale("", "", 1, {}, {}, "", "images", images_per_class=(3, 2))
+    small = Scale("", "", 1, {}, {}, 1, "", "images", images_per_class=(3, 2))
     monkeypatch.setitem(SCALES, "small", small)
     for _ in range(2):
         folder = pathlib.Path(open_data("small", str(tmp_path / "all"), tmp_path))
     counts = {name: len(list((folder / name).glob("*/*.png"))) for name in ("train", "held_out", "test")}
     assert counts == {"train": 6, "held_out": 4, "test": 10}
     assert not {p.name for p in (folder / "train/a").iterdir()} & {p.name for p in (folder / "held_out/a").iterdir()}
-    monkeypatch.setitem(SCALES, "small", Scale("", "", 1, {}, {}, "", "images", images_per_class=(2, 3)))
+    monkeypatch.setitem(SCALES, "small", Scale("", "", 1, {}, {}, 1, "", "images", images_per_class=(2, 3)))
     other = pathlib.Path(open_data("small", str(tmp_path / "all"), tmp_path))  # another choice is another folder
     assert len(list(other.glob("train/*/*.png"))) == 4
     assert len(list(folder.glob("train/*/*.png"))) == 6
-    monkeypatch.setitem(SCALES, "small", Scale("", "", 1, {}, {}, "", "images", images_per_class=(4, 2)))
+    monkeypatch.setitem(SCALES, "small", Scale("", "", 1, {}, {}, 1, "", "images", images_per_class=(4, 2)))
     with pytest.raises(SettingError, match="holds 5 images, this scale needs 6"):
         open_data("small", str(tmp_path / "all"), tmp_path)
 

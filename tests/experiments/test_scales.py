@@ -108,8 +108,8 @@ def test_the_gpu_scales_are_both_encoders_on_both_data_sets():
         assert f"{config.data.image_size} px" in scale.description
         assert f"{config.total_epochs:.0f} epochs" in scale.description
         assert f"{scale.width}-d" in scale.description
-        assert scale.minutes.startswith("not measured")
-        assert int(re.search(r"(\d+) minutes", scale.minutes)[1]) <= 60
+        assert "not measured" in scale.processor
+        assert scale.minutes <= 60
 
 
 def test_tiny_imagenet_is_read_as_its_description_says(tmp_path):
