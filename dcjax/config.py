@@ -75,10 +75,10 @@ def load_config(spec: str) -> Any:
             config = get_config(argument) if colon else get_config()
         except SettingError:
             raise
-        except ValueError as error:  # configs raise it for an argument that they do not know
-            raise SettingError(f"--config={spec}: {error}") from error
         except Exception as error:
-            raise SettingError(f"--config={spec}: {_failure(error, str(file))}") from error
+            # A config raises ValueError for an argument that it does not know.
+            words = str(error) if colon and isinstance(error, ValueError) else _failure(error, str(file))
+            raise SettingError(f"--config={spec}: {words}") from error
     if not isinstance(config, ConfigDict):
         raise SettingError(f"--config={spec}: get_config() must return a ConfigDict, found {type(config).__name__}")
     try:
@@ -91,9 +91,9 @@ def _failure(error: Exception, file: str) -> str:
     """The error that a config file ended with, and the line of the file."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f"line {lines[-1]}: " if lines else ""
-    cause = error.args[0] if error.args else None
-    if isinstance(error, AttributeError) and isinstance(cause, KeyError):  # so a ConfigDict reports a key it lacks
-        return f"{where}no config key {'. '.join(str(cause.args[0]).splitlines())}"
+    cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    if isinstance(cause, KeyError) and cause.args:  # a ConfigDict's message, which also suggests a key
+        return f"{where}no key {printable('. '.join(str(cause.args[0]).splitlines()))}"
     return f"{where}{type(error).__name__}: {printable(str(error))}"
 
 

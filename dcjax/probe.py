@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from dcjax.runtime import cli, processes
 from dcjax.runtime.signals import end_on_signals
-from dcjax.training.manifest import run_and_step, step_folders
+from dcjax.training.manifest import run_and_step, some_step_folders
 
 PARTS = ("all", "selected", "rest")
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     processes.add_process_flags(parser)
     flags = parser.parse_args(argv)
     workdir = cli.chosen_run(flags)
-    step_folders(run_and_step(workdir)[0])  # a wrong folder is answered before JAX is loaded
+    some_step_folders(run_and_step(workdir)[0])  # a wrong folder is answered before JAX is loaded
 
     with end_on_signals("the scores were not written; give the same command again"):
         processes.join_processes(flags)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from dcjax.runtime import cli
 from dcjax.runtime.errors import SettingError, printable, some
-from dcjax.training.manifest import DAMAGED, FOLDER, MANIFEST_FILE, Check, adopt, check_steps, step_folders
+from dcjax.training.manifest import DAMAGED, FOLDER, MANIFEST_FILE, Check, adopt, check_steps, some_step_folders
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,9 +23,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--adopt", action="store_true", help="write the manifest of each checkpoint that has none")
     flags = parser.parse_args(argv)
     workdir = pathlib.Path(cli.chosen_run(flags)).expanduser()
-    folders = step_folders(workdir)
-    if not folders:
-        raise SettingError(f"{workdir} holds no complete checkpoint; train the run until its first")
+    folders = some_step_folders(workdir)
     for folder in folders if flags.adopt else ():
         if not os.path.exists(folder / MANIFEST_FILE):
             adopt(folder)

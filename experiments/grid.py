@@ -219,18 +219,17 @@ def plan(jobs: Sequence[Job], pending: Sequence[Job], scale: Scale, at_a_time: i
     """The text of `--dry_run`."""
     lines = [f"{len(jobs)} runs, {len(jobs) - len(pending)} done, {len(pending)} to run, {at_a_time} at a time"]
     trained = sum(row_named(job.row).trained for job in pending)
-    cost = f"{spelled(scale.minutes)} of {scale.processor}"
     lines += [
         f"scale: {scale.description}",
-        f"cost of a run: {cost}",
-        f"cost of all: {spelled(trained * scale.minutes)} one after the other; an untrained encoder costs little",
+        f"cost of a run: {duration(scale.minutes)} of {scale.processor}",
+        f"cost of all: {duration(trained * scale.minutes)} of the same; an untrained encoder costs little",
         f"data: {scale.data}",
     ]
     return "\n".join([*lines, *(f"  {'to run' if job in pending else 'done  '}  {job.name}" for job in jobs)])
 
 
-def spelled(minutes: float) -> str:
-    """A time in words."""
+def duration(minutes: float) -> str:
+    """A time in minutes or hours."""
     return f"{minutes:g} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
 
 

@@ -60,8 +60,8 @@ class Scale:
       width: entries of r.
       changes: config key to value, over that config.
       learning_rates: projector to the rate that `experiments.learning_rate` found; others take the config's.
-      minutes: how long one run takes.
-      processor: on which processor that is, and where it comes from if it was not measured.
+      minutes: how long one run takes, in minutes of `processor`.
+      processor: a processor, and the source of the minutes if they were not measured.
       data: how to get the images, or where they come from.
       images_per_class: how many training images of a class to train on, and how many more to hold out for the choice of
         the rate; None to train on all.
@@ -195,8 +195,8 @@ SCALES = {
         width=2048,
         changes={},
         learning_rates={},
-        minutes=27 * 60,
-        processor="V100 GPUs (32 for 7 hours, 8 for 20 hours of the probe; the authors' runs)",
+        minutes=(32 * 7 + 8 * 20) * 60,
+        processor="one V100 GPU (the authors' runs: 7 hours on 32 of them, and 20 hours on 8 for the probe)",
         data="ImageNet, prepared by dcjax prepare; --data=DIR is its --data_dir",
     ),
 }

@@ -5,6 +5,7 @@ import gc
 import importlib
 import importlib.metadata
 import os
+import re
 import tempfile
 
 PLATFORM = os.environ.get("DCJAX_TEST_PLATFORM", "cpu")
@@ -31,7 +32,7 @@ import pytest  # noqa: E402
 CHECKED = ["dcjax.losses", "dcjax.collapse", "dcjax.toy", "dcjax.data.image_ops"]
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
 
-from helpers import ParsedError, double_precision, tiny_config  # noqa: E402
+from helpers import ROOT, ParsedError, double_precision, tiny_config  # noqa: E402
 
 from dcjax.runtime.mesh import order_cpu_collectives  # noqa: E402
 
@@ -94,6 +95,7 @@ def stops_after_parsing(monkeypatch):
         return stopping
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", then_stop(argparse.ArgumentParser.parse_args))
-    for name in ("dcjax.main", "dcjax.compile", "experiments.benchmarks.step"):
-        module = importlib.import_module(name)
-        monkeypatch.setattr(module, "config_from_flags", then_stop(module.config_from_flags))
+    for file in (file for folder in ("dcjax", "experiments") for file in (ROOT / folder).rglob("*.py")):
+        if re.search("^from dcjax.config import .*config_from_flags", file.read_text(), flags=re.MULTILINE):
+            module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+            monkeypatch.setattr(module, "config_from_flags", then_stop(module.config_from_flags))

@@ -166,4 +166,7 @@ def start_module(module, *arguments, monkeypatch):
     """Starts the command `python -m MODULE ARGUMENTS` in this process."""
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
     main = importlib.import_module(module).main
-    main(list(arguments)) if inspect.signature(main).parameters else main()
+    if inspect.signature(main).parameters:
+        main(list(arguments))
+    else:
+        main()

@@ -9,7 +9,7 @@ import sys
 import tomllib
 
 import pytest
-from helpers import tiny_config, write_images
+from helpers import new_process, tiny_config, write_images
 
 import dcjax.main
 import dcjax.probe
@@ -25,6 +25,23 @@ ROOT = pathlib.Path(__file__).parent.parent
 def command(module, *argv, cwd):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run([sys.executable, "-m", module, *argv], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_a_wrong_folder_is_answered_before_jax_is_loaded(tmp_path):
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    code = """
+import sys
+from dcjax.probe import main
+for folder, words in (("nowhere", "nowhere is no folder"), ("begun", "begun holds no complete checkpoint")):
+    try:
+        main([folder])
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(folder)
+assert "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=new_process(1), check=True)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +220,9 @@ def test_a_run_is_read_without_running_a_config(tmp_path, monkeypatch, capsys):
     for name in ("directclr", "quickstart", "simclr", "common", "__init__"):
         (tmp_path / "configs").mkdir(exist_ok=True)
         (tmp_path / "configs" / f"{name}.py").write_text(hostile)
+    code = "import helpers\nfrom dcjax.evaluation import protocol\nprotocol.load_run('run')"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=new_process(1), check=True)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend("")  # as in `python -m dcjax.probe`
-    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
-        monkeypatch.delitem(sys.modules, name)
     dcjax.probe.main(["run", "--features=all", "--labels_per_class=0", "--devices=1"])
     assert "effective rank" in capsys.readouterr().out
     assert not (tmp_path / "executed").exists()

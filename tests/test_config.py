@@ -150,7 +150,13 @@ def test_a_config_file_that_fails_is_named(tmp_path):
         "from configs import common\ndef get_config():\n    c = common.recipe()\n    c.projecor.d0 = 3\n    return c\n"
     )
     (tmp_path / "typo.py").write_text(typo)
-    with pytest.raises(SettingError, match=r"typo\.py: line 4: no config key 'projecor'\. Did you mean \"projector\""):
+    with pytest.raises(SettingError, match=r"typo\.py: line 4: no key 'projecor'\. Did you mean \"projector\""):
+        load_config(str(tmp_path / "typo.py"))
+    (tmp_path / "typo.py").write_text(typo.replace("c.projecor.d0 = 3", "int('x')"))
+    with pytest.raises(SettingError, match=r"typo\.py: line 4: ValueError: invalid literal"):
+        load_config(str(tmp_path / "typo.py"))
+    (tmp_path / "typo.py").write_text(typo.replace("c.projecor.d0 = 3", "c['projecor']"))
+    with pytest.raises(SettingError, match=r"typo\.py: line 4: no key 'projecor'\. Did you mean"):
         load_config(str(tmp_path / "typo.py"))
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(SettingError, match=r"empty\.py.*get_config"):

@@ -1,5 +1,6 @@
 """The documents: their links lead somewhere, their commands are ones that the programs take, their Python runs."""
 
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ROOT, ParsedError, start_module
+from helpers import ROOT, ParsedError, new_process, start_module
 
 from dcjax.__main__ import COMMANDS
 
@@ -26,7 +27,8 @@ def blocks(file: pathlib.Path, language: str) -> list[str]:
 
 def anchors(file: pathlib.Path) -> set[str]:
     """The anchors of a document's headings, as GitHub makes them."""
-    headings = re.findall(r"^#+ (.*)$", file.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^```.*?^```", "", file.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -64,12 +66,21 @@ def test_commands_are_taken(file, stops_after_parsing, monkeypatch):
             start_module(module, *arguments, monkeypatch=monkeypatch)
 
 
+@pytest.mark.parametrize("file", DOCUMENTS, ids=name)
+def test_commands_within_sentences_exist(file):
+    text = file.read_text()
+    assert set(re.findall(r"`dcjax ([a-z]\w*)", text)) <= set(COMMANDS)
+    for module in re.findall(r"`python -m ((?:dcjax|experiments)[\w.]*\w)", text):
+        assert importlib.util.find_spec(module), module
+
+
 @pytest.mark.slow
 def test_python_runs(tmp_path):
     """Each block in a process of its own, as a reader would paste it, beside a run of the quickstart."""
     shorter = ("--config.total_steps=4", "--config.optimizer.warmup_steps=1", "--config.probe.after_training=False")
     train = [sys.executable, "-m", "dcjax", "main", "--config=configs/quickstart.py", *shorter]
-    subprocess.run(train, cwd=tmp_path, check=True)
+    subprocess.run(train, cwd=tmp_path, env=new_process(), check=True)
     for file in DOCUMENTS:
         for block in blocks(file, "python"):
-            subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+            done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, env=new_process())
+            assert done.returncode == 0, f"{file}:\n{block}"

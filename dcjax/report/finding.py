@@ -13,7 +13,7 @@ Tone = Literal["good", "bad", "unknown"]
 WORDS = {
     "none": "has not collapsed",
     "dimensional": "has collapsed in some dimensions",
-    "few": "has collapsed in a few directions only",
+    "unwarned": "has collapsed in some dimensions, without a warning of the monitor",
     "rank": "has lost half of its effective rank",
     "complete": "has collapsed completely",
     "undetermined": "cannot be judged from so few rows",
@@ -53,7 +53,7 @@ def finding(run: Run) -> Finding:
         source = "the spectra alone"
         kinds = {part: _kind(values) for part, values in run.final.items()}
     look_closer = f"dcjax collapse {run.folder}"
-    reasons = [*_progress(run), *_counts(run), *_usual(kinds), _loss(run)]
+    reasons = [*_progress(run), *_counts(run), *_dead_channels(run, kinds), _loss(run)]
     if not kinds:
         advice = f"{look_closer} judges the embeddings of the run's last checkpoint."
         headline = "Not known: the run has neither a monitor's verdict nor spectra."
@@ -93,7 +93,7 @@ def finding(run: Run) -> Finding:
 _SHORT = {
     "none": "no collapse",
     "dimensional": "dimensional",
-    "few": "few directions",
+    "unwarned": "dimensional, no warning",
     "rank": "rank has fallen",
     "complete": "complete",
     "undetermined": "undetermined",
@@ -103,11 +103,13 @@ _SHORT = {
 def _said(run: Run, part: str, kind: str) -> str:
     """A key of `WORDS` for the monitor's last verdict.
 
-    Any network with a ReLU has dead channels, which a verdict counts. Here it counts only with the monitor's own sign.
+    Any network with a ReLU has dead channels, which a verdict counts. Here it counts only with the monitor's own sign,
+    which is that of z alone where z is r.
     """
-    if kind == "dimensional" and f"{part}/dimensional" not in run.signs:
-        kind = "few"
-    if kind in ("none", "few") and f"{part}/rank" in run.signs:
+    shown = "z" if run.config.projector.name == "none" else part
+    if kind == "dimensional" and f"{shown}/dimensional" not in run.signs:
+        kind = "unwarned"
+    if kind in ("none", "unwarned") and f"{shown}/rank" in run.signs:
         kind = "rank"
     return kind if kind in WORDS else "undetermined"
 
@@ -128,13 +130,15 @@ def _counts(run: Run) -> list[str]:
     return [f"Directions at or below a millionth of the largest eigenvalue, {where}: {', '.join(found)}."]
 
 
-def _usual(kinds: dict[str, str]) -> list[str]:
-    """A sentence where a part has lost fewer directions than the monitor warns about."""
-    words = (
-        "A network with a ReLU usually has some: single channels that stay at zero. They are too few for a warning of "
-        "the monitor; dcjax collapse calls even one of them dimensional collapse."
-    )
-    return [words] if "few" in kinds.values() else []
+def _dead_channels(run: Run, kinds: dict[str, str]) -> list[str]:
+    """A sentence where the monitor counted collapsed directions of r, all of them single columns, and did not warn."""
+    lost = run.monitor.get("r/lost")
+    if kinds.get("r") != "unwarned" or lost is None or lost.last > 0:
+        return []
+    return [
+        "Those of r are single channels that stay at zero, as some do in most networks with a ReLU. dcjax collapse "
+        "calls even one of them dimensional collapse."
+    ]
 
 
 def _progress(run: Run) -> list[str]:

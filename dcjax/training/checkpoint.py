@@ -26,8 +26,10 @@ from dcjax.training.manifest import (
     FOLDER,
     Check,
     check_step,
+    no_checkpoint,
     remove_tree,
     set_aside,
+    some_step_folders,
     step_folders,
     sync_folder,
     write_manifest,
@@ -342,9 +344,7 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpoint
       SettingError: the run has no whole checkpoint, or none of this step.
       InterruptedRunError: a file cannot be read at this moment.
     """
-    steps = [int(path.name) for path in step_folders(workdir)]
-    if not steps:
-        raise SettingError(f"{workdir} holds no complete checkpoint; train the run until its first")
+    steps = [int(path.name) for path in some_step_folders(workdir)]
     if step is not None and step not in steps:
         raise SettingError(
             f"{workdir} holds no complete checkpoint of step {step}; it has {', '.join(map(str, steps))}"
@@ -356,7 +356,7 @@ def open_run(workdir: pathlib.Path, step: int | None = None) -> tuple[Checkpoint
             # On stderr, since stdout may be a command's JSON.
             step = checkpointer.last_whole_step(lambda line: print(line, file=sys.stderr, flush=True))
             if step is None:  # the run that is training has removed it
-                raise SettingError(f"{workdir} holds no complete checkpoint; train the run until its first")
+                raise no_checkpoint(workdir)
         elif problem := (check := checkpointer.check(step)).problem:
             if check.unreadable:
                 raise InterruptedRunError(f"checkpoint {workdir / FOLDER / str(step)} cannot be read now: {problem}")

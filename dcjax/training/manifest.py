@@ -123,6 +123,19 @@ def step_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
         raise SettingError(printable(f"{folder} cannot be read ({reason_of(error)})")) from error
 
 
+def some_step_folders(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """`step_folders`; also raises `SettingError` where there is none."""
+    folders = step_folders(workdir)
+    if not folders:
+        raise no_checkpoint(workdir)
+    return folders
+
+
+def no_checkpoint(workdir: pathlib.Path) -> SettingError:
+    """The error for a run without a checkpoint."""
+    return SettingError(printable(f"{workdir} holds no complete checkpoint; train the run until its first"))
+
+
 def check_steps(workdir: pathlib.Path) -> list[Check]:
     """Checks every step of a run, by ascending step; those that a training run removes meanwhile are left out."""
     checks = [(folder, check_step(folder)) for folder in step_folders(workdir)]

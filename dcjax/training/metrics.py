@@ -86,7 +86,7 @@ class MetricsWriter:
             mininterval=1.0 if sys.stderr.isatty() else 30.0,
             file=SCREEN,
         )
-        self._batch_size, self._chance = batch_size, chance
+        self._batch_size, self._chance, self._first = batch_size, chance, True
         self._shown = {"loss": "", "rank": "", "online": ""}
         if self._history:
             self._show_rank(self._history[-1]["monitor"])
@@ -94,9 +94,14 @@ class MetricsWriter:
     def advance(self) -> None:
         """Moves the bar on by one step."""
         if self._active:
-            if self._bar.n == self._bar.initial:
-                self._bar.unpause()  # the first step is compiled, which says nothing of the time left
-            self._bar.update(self._batch_size)
+            if self._first:
+                # The first step includes the compilation. The rate and the time left are those of the steps after it.
+                self._first = False
+                self._bar.n += self._batch_size
+                self._bar.initial = self._bar.last_print_n = self._bar.n
+                self._bar.unpause()
+            else:
+                self._bar.update(self._batch_size)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the average that ends with a step, after the looks at earlier steps."""

@@ -1,5 +1,6 @@
 """The page of a report: one safe, small file that is the same for the same runs."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -110,17 +111,28 @@ def test_the_verdict_in_words_is_that_of_the_monitor(tmp_path):
         return finding(read_run(str(folder)))
 
     one = found(verdict={"r": "dimensional", "z": "none", "\x1b[31m": "none"})
-    assert (one.tone, one.short) == ("good", "r: few directions, z: no collapse")
-    assert "The representation r has collapsed in a few directions only" in one.headline
-    assert any("even one of them" in reason for reason in one.reasons)
+    assert (one.tone, one.short) == ("good", "r: dimensional, no warning, z: no collapse")
+    assert not any("even one of them" in reason for reason in one.reasons)
+    last["monitor"]["r/lost"] = 0.0
+    assert any("even one of them" in reason for reason in found().reasons)
     one = found(signs=["r/dimensional"])
     assert not any("even one of them" in reason for reason in one.reasons)
     assert (one.tone, one.short) == ("bad", "r: dimensional, z: no collapse")
     one = found(signs=["chance", "z/rank"])
-    assert (one.tone, one.short) == ("bad", "at its chance line, r: few directions, z: rank has fallen")
+    assert (one.tone, one.short) == ("bad", "at its chance line, r: dimensional, no warning, z: rank has fallen")
     assert one.headline.startswith("The embedding tells no images apart")
     one = found(verdict={"r": "none", "z": "complete"})
     assert (one.tone, one.parts["z"]) == ("bad", "complete")
+
+
+def test_without_a_projector_the_signs_of_z_are_those_of_r(tmp_path):
+    folder = write_run(tmp_path / "run", looks=2, lines=2)
+    run = read_run(str(folder))
+    run = dataclasses.replace(run, kinds={"r": "dimensional", "z": "dimensional"}, signs=("z/dimensional",), advice=())
+    assert finding(run).parts == {"r": "dimensional, no warning", "z": "dimensional"}
+    projector = dataclasses.replace(run.config.projector, name="none")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, projector=projector))
+    assert finding(run).parts == {"r": "dimensional", "z": "dimensional"}
 
 
 def test_a_loss_at_its_chance_line_is_seen_without_a_monitor_but_not_during_the_warmup(tmp_path):

@@ -223,6 +223,19 @@ def resumed(workdir, step):
     return looks
 
 
+def test_the_compilation_is_not_in_the_time_left(tmp_path):
+    writer = MetricsWriter(tmp_path, first_step=0, kept_step=0, total_steps=100, batch_size=10)
+    bar, now = writer._bar, 0.0
+    bar._time = lambda: now
+    bar.start_t = bar.last_print_t = now
+    for seconds in (500.0, *[10.0] * 5):  # the first step is compiled
+        now += seconds
+        writer.advance()
+    shown = str(bar)
+    writer.close()
+    assert "60.0/1.00k [00:50<15:40, 1.00img/s" in shown
+
+
 def test_a_resumed_run_keeps_raw_lines_without_parsing_spectra(tmp_path, monkeypatch):
     spectra = [f'{{"step": {step}, "r": [1.0, 0.5], "z": [2e-05]}}\n' for step in range(5)]
     look = '{"step":2, "monitor": {"a": 1}, "signs": []}\n'
