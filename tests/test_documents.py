@@ -74,6 +74,12 @@ def test_commands_within_sentences_exist(file):
         assert importlib.util.find_spec(module), module
 
 
+def test_the_layout_names_every_file():
+    words = set(re.findall(r"\w+", (ROOT / "docs/layout.md").read_text()))
+    files = [file for file in (ROOT / "dcjax").rglob("*.py") if file.parent.name != "statements"]
+    assert {file.stem for file in files if file.stem != "__init__"} <= words
+
+
 @pytest.mark.slow
 def test_python_runs(tmp_path):
     """Each block in a process of its own, as a reader would paste it, beside a run of the quickstart."""
