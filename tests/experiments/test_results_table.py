@@ -59,8 +59,9 @@ def test_a_scale_appears_with_its_first_table(with_grids):
         "`python -m experiments.subvector --scale=digits`",
     ]
     assert "SimCLR, linear projector" not in text  # not run
-    assert text.count("| SimCLR, no projector |") == 1  # a row of two tables, shown once
-    assert "DirectCLR 1" in cells(text, "dimensions of r below 0.001 of the largest, of 64 (`digits`)")[1]
+    assert text.count("\n| SimCLR, no projector |") == 1  # a row of two tables, shown once
+    assert cells(text, "0.001 of the largest, of 64 (`digits`)") == ["1", "1"]
+    assert cells(text, "1e-06 of the largest, of 64 (`digits`)") == ["0", "0"]
     assert "![Spectra of r with and without a projector" in text
     assert "(experiments/results/figure7_digits.png)" in text
 
