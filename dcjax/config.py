@@ -181,7 +181,9 @@ def config_from_flags(parser: argparse.ArgumentParser, argv: Sequence[str]) -> t
         if argument.startswith("--config."):
             raise unknown_key(argument.removeprefix("--config.").partition("=")[0])
     if rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        name = rest[0].removeprefix("--").partition("=")[0]
+        hint = f" (did you mean --config.{name}?)" if name in KEYS else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     if not flags.config:
         parser.error("--config=FILE is required, e.g. --config=configs/quickstart.py")
     texts = {name: getattr(flags, f"config.{name}") for name in KEYS}

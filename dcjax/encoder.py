@@ -22,7 +22,7 @@ from dcjax.training.checkpoint import open_run
 from dcjax.training.manifest import FOLDER, run_and_step
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Encoder:
     """A frozen encoder.
 
@@ -38,6 +38,12 @@ class Encoder:
     variables: dict[str, Any]
     config: Config
     step: int
+
+    def __repr__(self) -> str:
+        name, d = self.config.model.name, getattr(self.module, "features", "?")
+        return (
+            f"Encoder({name}, r of {d} entries, {self.step:,} steps with the projector '{self.config.projector.name}')"
+        )
 
     def encode(self, images: np.ndarray | Sequence[np.ndarray], *, batch_size: int = 128) -> Float[np.ndarray, "n d"]:
         """Encodes images with the preprocessing of the run's test images.

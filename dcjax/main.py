@@ -8,6 +8,7 @@ package is used. --config.KEY=VALUE sets any key of the config; docs/config.md l
 """
 
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from dcjax.config import add_config_flags, config_from_flags
@@ -43,14 +44,21 @@ def main(argv: Sequence[str]) -> None:
     with end_on_signals("the same command goes on from the last checkpoint, if there is one"), forgiving_stdout():
         processes.join_processes(flags)
 
-        # Imported here because both load JAX: a mistake on the command line is reported before that.
+        # Imported here because they load JAX: a mistake on the command line is reported before that.
+        import jax
+
         from dcjax.evaluation.protocol import probe
+        from dcjax.evaluation.table import losses_line
         from dcjax.pretrain import pretrain
 
         with processes.one_of_several():
             pretrain(config, workdir, extend=flags.extend, origin=flags.origin, profile=profile)
             if config.probe.after_training:
                 probe(workdir, devices=config.devices, must_write=False)
+            elif jax.process_index() == 0:
+                print(
+                    f"{losses_line(pathlib.Path(workdir))}\nnext: dcjax probe {shlex.quote(str(workdir))}", flush=True
+                )
 
 
 def parse_steps(text: str) -> tuple[int, int]:

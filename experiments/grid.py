@@ -169,6 +169,9 @@ def execute(jobs: Sequence[Job], flags: Any, results: pathlib.Path) -> int | Non
     """
     done = load(jobs, results)
     pending = [job for job in jobs if job not in done]
+    if done and not flags.dry_run:  # on stderr, since stdout may be a list of commands
+        already = f"{len(done)} of {len(jobs)} results are in {results / 'runs'} already"
+        print(f"{already}; --results=DIR names another folder, to run them anew", file=sys.stderr, flush=True)
     scale = scale_named(flags.scale)
     if flags.dry_run:
         print(plan(jobs, pending, scale, flags.jobs))
@@ -218,6 +221,8 @@ def load(jobs: Sequence[Job], results: pathlib.Path) -> dict[Job, dict[str, Any]
 def plan(jobs: Sequence[Job], pending: Sequence[Job], scale: Scale, at_a_time: int) -> str:
     """The text of `--dry_run`."""
     lines = [f"{len(jobs)} runs, {len(jobs) - len(pending)} done, {len(pending)} to run, {at_a_time} at a time"]
+    if len(pending) < len(jobs):
+        lines.append("done: their results are there; --results=DIR names another folder, to run them anew")
     trained = sum(row_named(job.row).trained for job in pending)
     lines += [
         f"scale: {scale.description}",

@@ -127,6 +127,7 @@ def test_overrides_have_the_types_of_the_config():
         (["--config=configs/quickstart.py", "--config.batch_size=many"], "batch_size.*many"),
         (["--config=configs/quickstart.py", "--config.model=resnet50"], "'model'.*model.name"),
         (["--config.batch_size=3"], "--config=FILE"),
+        (["--config=configs/quickstart.py", "--batch_size=3"], "--batch_size=3 .did you mean --config.batch_size"),
     ],
 )
 def test_bad_command_lines(argv, message):

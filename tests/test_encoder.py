@@ -31,6 +31,7 @@ def test_representations_are_those_of_the_probe(run):
     images = np.stack([source[i][0] for i in range(len(source))])
     encoder = dcjax.load_encoder(run)
     assert encoder.step == step
+    assert repr(encoder) == f"Encoder(one_block, r of 32 entries, {step} steps with the projector 'direct')"
     assert encoder.config == read_config(run)
     found = encoder.encode(images, batch_size=64)
     assert found.dtype == np.float32

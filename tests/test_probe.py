@@ -14,7 +14,7 @@ from dcjax.components import build, load_run
 from dcjax.config import read_config
 from dcjax.data import open_source
 from dcjax.evaluation.baselines import pixels, untrained_variables
-from dcjax.evaluation.protocol import chosen_columns, make_represent, probe
+from dcjax.evaluation.protocol import chosen_columns, earlier_rows, make_represent, probe
 from dcjax.models.conv import conv2d
 from dcjax.pretrain import pretrain
 from dcjax.probe import PARTS, main
@@ -51,6 +51,8 @@ def test_the_table_of_the_quickstart(run, capsys):
     record = json.loads((run["cached"] / "probe.json").read_text())
     assert record["step"] == 4
     assert record["scores"]["r"]["top1"] == scores["r"].top1
+    probe(run["cached"], features="selected", devices=1)  # a part of it, which leaves the other rows
+    assert json.loads((run["cached"] / "probe.json").read_text()) == record
 
 
 def test_the_papers_recipe(run, capsys):
@@ -141,6 +143,21 @@ def test_features_are_float32_whatever_the_training_was(run, tmp_path):
     wide = dataclasses.replace(components, config=with_values(components.config, {"model.dtype": "float32"}))
     rows = [e.features(variables, e.test_source).r for e in (components, wide)]
     np.testing.assert_array_equal(*rows)
+
+
+def test_rows_of_another_probe_are_not_kept(tmp_path):
+    file = tmp_path / "probe.json"
+    asked = {"step": 4, "labels_per_class": 10}
+    assert earlier_rows(file, **asked) == {}
+    for record, kept in (
+        (asked | {"scores": {"r": {"top1": 0.5}}}, {"r": {"top1": 0.5}}),
+        (asked | {"scores": {"r": {"top1": 0.5}}, "step": 2}, {}),
+        (asked | {"scores": {"r": {"top1": 0.5}}, "labels_per_class": 0}, {}),
+        (asked | {"scores": [1]}, {}),
+        ([1], {}),
+    ):
+        file.write_text(json.dumps(record))
+        assert earlier_rows(file, **asked) == kept
 
 
 def test_a_run_without_labels_is_probed_on_labelled_images(tmp_path):

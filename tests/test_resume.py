@@ -46,6 +46,7 @@ StepMetrics.push = push_and_stop
     second = run_main(folder / "stopped", config)
     assert second.returncode == 0, second.stderr
     assert "resumed at step 2" in second.stdout
+    assert f"next: dcjax probe {folder / 'stopped'}" in second.stdout
     return folder / "whole", folder / "stopped"
 
 

@@ -81,8 +81,8 @@ def prepare_folder(
         raise SettingError(f"--data_dir: {finished} cannot be read ({error.strerror})") from error
     if prepared:
         raise SettingError(
-            f"--name {name}: version {version} is prepared in {finished} {with_resize(resize_of(finished))}; choose "
-            "another --version, or remove that folder to prepare it again"
+            f"--name {name}: version {version} is prepared in {finished} already, {with_resize(resize_of(finished))}; "
+            "train on it, choose another --version, or remove that folder to prepare it again"
         )
     sources = open_splits(folder)
     shards = [shard for split, source in sources.items() for shard in plan_shards(source, split, shard_megabytes)]

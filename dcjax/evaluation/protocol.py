@@ -39,12 +39,14 @@ from dcjax.runtime.errors import SettingError
 from dcjax.runtime.files import forgiving, refusing, replace_npz, replace_text
 from dcjax.runtime.mesh import batch_sharding, replicated, to_devices
 from dcjax.runtime.randomness import Stream, device_key
+from dcjax.runtime.reading import read_json
 from dcjax.schema import section
 from dcjax.training.manifest import run_and_step
 
 DRAWS = 5  # a few-label accuracy is the mean over so many fixed draws of labelled images
 KNN_TEMPERATURE = 0.07  # of Wu et al., as `knn_accuracy` cites
 RESULTS_FILE = "probe.json"
+MAX_RESULTS_BYTES = 2**24
 
 
 def probe(
@@ -121,11 +123,23 @@ def probe(
             print(f"spectrum: {workdir / SPECTRUM_PLOT}", flush=True)
     if jax.process_index() == 0 and chosen is None:
         rows = {name: dataclasses.asdict(row) for name, row in scores.items()}
-        record = {"step": step, "labels_per_class": per_class, "scores": rows}
         path, remedy = workdir / RESULTS_FILE, "the scores are printed above"
+        record = {"step": step, "labels_per_class": per_class, "scores": rows}
+        if features is not None and data_dir is None:  # a part of the table: the other rows stay
+            record["scores"] = earlier_rows(path, step=step, labels_per_class=per_class) | rows
         with refusing(path, remedy=remedy) if must_write else forgiving(path, remedy):
             replace_text(path, json.dumps(record, indent=2) + "\n")
     return scores
+
+
+def earlier_rows(path: pathlib.Path, *, step: int, labels_per_class: int) -> dict[str, Any]:
+    """The rows of an earlier probe of the same checkpoint with as many labels; none where the file holds another."""
+    try:
+        record = read_json(path, MAX_RESULTS_BYTES)
+    except (SettingError, OSError):
+        return {}
+    same = (record.get("step"), record.get("labels_per_class")) == (step, labels_per_class)
+    return record["scores"] if same and isinstance(record.get("scores"), dict) else {}
 
 
 def chosen_columns(components: Components, features: str | None) -> dict[str, slice]:

@@ -169,11 +169,13 @@ def test_a_set_prepared_with_another_size_is_not_prepared_again(tree, tmp_path):
     convert(tree, tmp_path, resize=32)
     before = opened(tmp_path).fingerprint
     for resize in (32, 40, None):
-        with pytest.raises(SettingError, match=r"1\.0\.0 is prepared in .* with --resize=32; choose another --version"):
+        with pytest.raises(
+            SettingError, match=r"1\.0\.0 is prepared in .* already, with --resize=32; .*another --version"
+        ):
             convert(tree, tmp_path, resize=resize)
     assert opened(tmp_path).fingerprint == before
     convert(tree, tmp_path, version="2.0.0")
-    with pytest.raises(SettingError, match=r"2\.0\.0 is prepared in .* without --resize; choose another --version"):
+    with pytest.raises(SettingError, match=r"2\.0\.0 is prepared in .* already, without --resize; .*another --version"):
         convert(tree, tmp_path, version="2.0.0", resize=32)
 
 
