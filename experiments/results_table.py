@@ -170,8 +170,12 @@ def single_runs(results: pathlib.Path) -> str | None:
 
 
 def figure(results: pathlib.Path) -> str | None:
-    """The figure that shows most: spectra before scores, photographs before digits; None without any."""
-    for scale in ORDER:
+    """The figure that shows most: the longest training first, photographs before digits, spectra before scores.
+
+    Returns:
+      The Markdown of the image; None without any.
+    """
+    for scale in ("laptop_long", *ORDER):
         for name, title in FIGURES.items():
             file = output(results, name, scale, "png")
             if file.exists():
