@@ -118,15 +118,8 @@ def as_text(report: Report) -> str:
 
 
 def _table(report: Report) -> list[str]:
-    header = [
-        "measure",
-        "value",
-        *(["95 % interval"] if report.intervals else []),
-        "range",
-        "better",
-        "if few rows",
-        "",
-    ]
+    interval = ["95 % interval"] if report.intervals else []
+    header = ["measure", "value", *interval, "range", "better", "if few rows", ""]
     rows = []
     for name, value in report.measures.items():
         metric = METRICS[name]
@@ -137,7 +130,7 @@ def _table(report: Report) -> list[str]:
             row.append(f"{found.low:.4g} to {found.high:.4g}" if found else "")
         note = f"of {report.sampled:,} rows" if metric.of_sample and sampled else ""
         rows.append([*row, metric.range, metric.better, metric.by_count, note])
-    return [*aligned([header, *rows]), "  docs/metrics.md defines these measures and says how few rows bias them"]
+    return [*aligned([header, *rows]), "  dcjax collapse --measures defines them, and says how few rows bias them"]
 
 
 def as_json(report: Report) -> dict[str, Any]:

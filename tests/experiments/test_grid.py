@@ -78,8 +78,11 @@ def test_plan_and_list(tmp_path, capsys):
     assert "15 runs, 2 done, 13 to run" in printed
     assert f"cost of a run: {SCALES['digits'].minutes} minutes of one CPU core" in printed
     assert f"cost of all: {10 * SCALES['digits'].minutes} minutes" in printed  # 3 of 13 are the untrained encoder
+    assert "done: their results are there; --results=DIR names another folder" in printed
     table1.main([*flags, "--list", "--rows", "none", "direct"])
-    lines = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
+    printed = capsys.readouterr()
+    assert f"2 of 6 results are in {tmp_path / 'runs'} already" in printed.err
+    lines = [shlex.split(line) for line in printed.out.splitlines()]
     assert len(lines) == 4
     assert all(line[1:4] == ["-m", "experiments.run", "--scale=digits"] for line in lines)
     assert [line[4:6] for line in lines] == [
