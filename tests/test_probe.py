@@ -147,17 +147,18 @@ def test_features_are_float32_whatever_the_training_was(run, tmp_path):
 
 def test_rows_of_another_probe_are_not_kept(tmp_path):
     file = tmp_path / "probe.json"
-    asked = {"step": 4, "labels_per_class": 10}
-    assert earlier_rows(file, **asked) == {}
+    asked = {"step": 4, "labels_per_class": 10, "images": ["a", "b"]}
+    assert earlier_rows(file, asked) == {}
     for record, kept in (
         (asked | {"scores": {"r": {"top1": 0.5}}}, {"r": {"top1": 0.5}}),
         (asked | {"scores": {"r": {"top1": 0.5}}, "step": 2}, {}),
         (asked | {"scores": {"r": {"top1": 0.5}}, "labels_per_class": 0}, {}),
+        (asked | {"scores": {"r": {"top1": 0.5}}, "images": ["a", "c"]}, {}),
         (asked | {"scores": [1]}, {}),
         ([1], {}),
     ):
         file.write_text(json.dumps(record))
-        assert earlier_rows(file, **asked) == kept
+        assert earlier_rows(file, asked) == kept
 
 
 def test_a_run_without_labels_is_probed_on_labelled_images(tmp_path):

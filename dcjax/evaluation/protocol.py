@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,22 +124,23 @@ def probe(
     if jax.process_index() == 0 and chosen is None:
         rows = {name: dataclasses.asdict(row) for name, row in scores.items()}
         path, remedy = workdir / RESULTS_FILE, "the scores are printed above"
-        record = {"step": step, "labels_per_class": per_class, "scores": rows}
-        if features is not None and data_dir is None:  # a part of the table: the other rows stay
-            record["scores"] = earlier_rows(path, step=step, labels_per_class=per_class) | rows
+        images = [train_source.fingerprint, test_source.fingerprint]
+        record = {"step": step, "labels_per_class": per_class, "images": images}
+        kept = earlier_rows(path, record) if features is not None else {}  # a part of the table: the others stay
+        record["scores"] = kept | rows
         with refusing(path, remedy=remedy) if must_write else forgiving(path, remedy):
             replace_text(path, json.dumps(record, indent=2) + "\n")
     return scores
 
 
-def earlier_rows(path: pathlib.Path, *, step: int, labels_per_class: int) -> dict[str, Any]:
-    """The rows of an earlier probe of the same checkpoint with as many labels; none where the file holds another."""
+def earlier_rows(path: pathlib.Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows of an earlier probe with the same step, labels and images; none where the file holds another."""
     try:
         record = read_json(path, MAX_RESULTS_BYTES)
     except (SettingError, OSError):
         return {}
-    same = (record.get("step"), record.get("labels_per_class")) == (step, labels_per_class)
-    return record["scores"] if same and isinstance(record.get("scores"), dict) else {}
+    rows = record.pop("scores", None)
+    return rows if record == asked and isinstance(rows, dict) else {}
 
 
 def chosen_columns(components: Components, features: str | None) -> dict[str, slice]:
